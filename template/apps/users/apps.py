@@ -1,0 +1,8 @@
+from django.apps import AppConfig
+
+
+class UsersConfig(AppConfig):
+    """People who sign in, by e-mail address."""
+
+    name = "apps.users"
+    verbose_name = "Users"

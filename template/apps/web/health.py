@@ -1,0 +1,96 @@
+"""Health checks: what must answer for the project to work. An app adds its own in a module `health`:
+
+    @health_check("name")
+    def name_answers() -> None:
+        if not ...:
+            raise Unhealthy("what is wrong, in words that may be shown")
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from uuid import uuid4
+
+from django.core.cache import cache
+from django.db import connection, connections
+
+# All checks together. Probes usually wait five seconds.
+TIMEOUT_SECONDS = 4.0
+# A check that hangs is left alone for so long before it is tried again, so that probes do not pile up threads.
+RETRY_HANGING_SECONDS = 60.0
+OK = "ok"
+
+Check = Callable[[], None]
+
+logger = logging.getLogger(__name__)
+checks: dict[str, Check] = {}
+_runs: dict[str, tuple[float, Future[str]]] = {}
+
+
+class Unhealthy(Exception):
+    """Something does not work; the message is shown on the health page, so it must hold no secrets."""
+
+
+def health_check(name: str) -> Callable[[Check], Check]:
+    """Register the decorated function under the name; it returns when all is well, and raises when not."""
+
+    def register(check: Check) -> Check:
+        checks[name] = check
+        return check
+
+    return register
+
+
+def run_checks(timeout_seconds: float = TIMEOUT_SECONDS) -> dict[str, str]:
+    """Run all checks at once; return "ok" or what is wrong, by the name of the check.
+
+    Each check runs in a thread of its own: one that hangs is reported, and delays the answer no longer than the time.
+    """
+    runs = {name: _current_run(name, check) for name, check in checks.items()}
+    wait(runs.values(), timeout=timeout_seconds)
+    return {name: run.result() if run.done() else "no answer in time" for name, run in runs.items()}
+
+
+def _current_run(name: str, check: Check) -> Future[str]:
+    """Return the run of the check that is under way, or start one."""
+    started, run = _runs.get(name, (0.0, None))
+    if run is None or run.done() or time.monotonic() - started > RETRY_HANGING_SECONDS:
+        run = Future()
+        _runs[name] = (time.monotonic(), run)
+        threading.Thread(target=_perform, args=(name, check, run), name=f"health-{name}", daemon=True).start()
+    return run
+
+
+def _perform(name: str, check: Check, run: Future[str]) -> None:
+    try:
+        check()
+    except Unhealthy as problem:
+        run.set_result(str(problem))
+    except Exception as error:
+        # Messages of drivers may hold addresses and credentials: the page gets the kind, the log gets the rest.
+        logger.warning("Health check %r failed", name, exc_info=True)
+        run.set_result(f"failed with {type(error).__name__}")
+    else:
+        run.set_result(OK)
+    finally:
+        # The connections of this thread, which ends here.
+        connections.close_all()
+
+
+@health_check("database")
+def database_answers() -> None:
+    """Ask the default database for a constant."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+
+
+@health_check("cache")
+def cache_remembers() -> None:
+    """Write to the default cache and read it back; some caches swallow errors and just forget."""
+    key = f"health-{uuid4()}"
+    cache.set(key, OK, timeout=10)
+    if cache.get(key) != OK:
+        raise Unhealthy("forgets what was written to it")
+    cache.delete(key)

@@ -1,0 +1,91 @@
+"""What the home page tells: how the project runs, what to do next, and the panels of other apps."""
+
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+import django
+from django.apps import AppConfig, apps
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.core.cache import caches
+from django.core.handlers.asgi import ASGIRequest
+from django.db import connection
+from django.http import HttpRequest
+from django.template.loader import render_to_string
+from django.utils.safestring import SafeString
+
+CACHES = {
+    "DatabaseCache": "in the database",
+    "DummyCache": "none",
+    "FileBasedCache": "in files",
+    "LocMemCache": "in this process",
+}
+EMAIL = {
+    "console": "printed where the server runs",
+    "dummy": "thrown away",
+    "filebased": "written to files",
+    "locmem": "kept in memory",
+    "smtp": "sent by SMTP",
+}
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One line of "how it runs"."""
+
+    name: str
+    value: str
+
+
+def facts(request: HttpRequest) -> list[Fact]:
+    """Return how the project runs. This is for its developers: visitors learn nothing about our insides."""
+    return [
+        Fact("Database", f"{connection.display_name} {'.'.join(map(str, connection.get_database_version()))}"),
+        Fact("Cache", _cache()),
+        Fact("E-mail", _email()),
+        Fact("Server", "ASGI" if isinstance(request, ASGIRequest) else "WSGI"),
+        Fact("Django", django.get_version()),
+        Fact("Python", platform.python_version()),
+    ]
+
+
+def own_apps() -> list[str]:
+    """Return the names of this project's own apps."""
+    return [config.verbose_name for config in apps.get_app_configs() if config.name.startswith("apps.")]
+
+
+def panels(request: HttpRequest) -> list[SafeString]:
+    """Return the rendered panels of the apps that have one, in the order of INSTALLED_APPS.
+
+    An app offers a panel by the attribute `home_panel` of its AppConfig, a template's name. What the template needs
+    comes from the AppConfig's method `home_panel_context(request)`, if it has one; None there means no panel for
+    this visitor.
+    """
+    configs = [config for config in apps.get_app_configs() if hasattr(config, "home_panel")]
+    contexts = [(config.home_panel, _panel_context(config, request)) for config in configs]
+    return [render_to_string(template, context, request) for template, context in contexts if context is not None]
+
+
+def manage_command() -> str:
+    """Return how this project's manage.py is called: by uv, if uv locked its dependencies."""
+    return "uv run manage.py" if (settings.BASE_DIR / "uv.lock").exists() else "python manage.py"
+
+
+def superuser_exists() -> bool:
+    """Return whether somebody can open the whole admin."""
+    return get_user_model().objects.filter(is_superuser=True, is_active=True).exists()
+
+
+def _panel_context(config: AppConfig, request: HttpRequest) -> dict[str, Any] | None:
+    return config.home_panel_context(request) if hasattr(config, "home_panel_context") else {}
+
+
+def _cache() -> str:
+    name = type(caches["default"]).__name__
+    return CACHES.get(name, name.removesuffix("Cache"))
+
+
+def _email() -> str:
+    name = settings.EMAIL_BACKEND.split(".")[-2]
+    return EMAIL.get(name, name)

@@ -1,0 +1,47 @@
+"""The pages that belong to no other app."""
+
+import secrets
+
+from django.conf import settings
+from django.contrib.auth.decorators import login_not_required
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.shortcuts import render
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_safe
+
+from .health import OK, run_checks
+from .home import facts, manage_command, own_apps, panels, superuser_exists
+
+
+@login_not_required
+@require_safe
+def home(request: HttpRequest) -> HttpResponse:
+    """Welcome the visitor; show developers how the project runs, and in development what to do next."""
+    context = {"panels": panels(request)}
+    if settings.DEBUG or request.user.is_staff:
+        context |= {"facts": facts(request), "own_apps": own_apps()}
+    if settings.DEBUG:
+        context |= {"guide": True, "manage": manage_command(), "superuser_exists": superuser_exists()}
+    return render(request, "web/home.html", context)
+
+
+@login_not_required
+@never_cache
+@require_safe
+def health(request: HttpRequest) -> HttpResponse:
+    """Answer with the result of every health check as JSON: 200 if all are fine, else 503.
+
+    In production the caller must send the HEALTH_TOKEN as a bearer token; while none is set there is no such page.
+    """
+    if not settings.DEBUG:
+        if not settings.HEALTH_TOKEN:
+            raise Http404("HEALTH_TOKEN is not set.")
+        if not _has_bearer_token(request, settings.HEALTH_TOKEN):
+            return HttpResponse("A token is needed.\n", status=401, headers={"WWW-Authenticate": "Bearer"})
+    results = run_checks()
+    return JsonResponse(results, status=200 if set(results.values()) <= {OK} else 503)
+
+
+def _has_bearer_token(request: HttpRequest, token: str) -> bool:
+    # As bytes: compare_digest refuses text that is not ASCII.
+    return secrets.compare_digest(request.headers.get("Authorization", "").encode(), f"Bearer {token}".encode())

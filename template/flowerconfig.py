@@ -1,0 +1,17 @@
+"""Flower's options; `celery flower` reads this file from the folder that it is started in.
+
+Every option is also a variable: FLOWER_BASIC_AUTH=user:password, FLOWER_PORT, FLOWER_MAX_TASKS …
+https://flower.readthedocs.io/en/latest/config.html
+"""
+
+from tornado.options import options
+
+# Flower shows every task with its arguments, and can cancel them and stop workers.
+if options.address not in ("127.0.0.1", "localhost") and not any(options.basic_auth or []):
+    raise SystemExit(
+        "Flower listens to other machines, so it needs a password: set FLOWER_BASIC_AUTH=user:password, "
+        "or let it listen to this machine alone with --address=127.0.0.1."
+    )
+
+# Tasks kept in memory; Flower's own default is ten times as many.
+max_tasks = 10_000

@@ -1,0 +1,48 @@
+"""Fixtures that the promises share."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import template
+
+
+@pytest.fixture(scope="session")
+def template_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The template as a tagged repository."""
+    return template.snapshot(tmp_path_factory.mktemp("template"))
+
+
+@pytest.fixture(scope="session")
+def render(template_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`render(**answers)` generates a project once per set of answers; for tests that only read it."""
+    made: dict[str, Path] = {}
+
+    def render(**answers: Any) -> Path:
+        key = json.dumps(answers, sort_keys=True)
+        if key not in made:
+            made[key] = template.copy(template_repo, tmp_path_factory.mktemp("project") / "acme", **answers)
+        return made[key]
+
+    return render
+
+
+@pytest.fixture
+def project(template_repo: Path, tmp_path: Path) -> Callable[..., Path]:
+    """`project(**answers)` generates a project and commits it; for tests that change it."""
+
+    def project(**answers: Any) -> Path:
+        made = template.copy(template_repo, tmp_path / "acme", **answers)
+        template.commit_all(made, "Start")
+        return made
+
+    return project
+
+
+@pytest.fixture(scope="session")
+def renderer() -> template.Renderer:
+    """The fast renderer of the template as it is."""
+    return template.Renderer()

@@ -1,0 +1,258 @@
+"""The template under test: its valid answers, real copies of it, and a fast renderer for questions about one file.
+
+`copy` and `update` call Copier itself. `Renderer` repeats the part of Copier that matters for a conditional (answers in
+order, computed values, exclusions, files) in memory, a thousand times as fast; a test compares the two.
+"""
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import copier
+import yaml
+from copier._jinja_ext import SandboxedEnvironment
+from jinja2 import FileSystemLoader, StrictUndefined, nodes
+from pathspec import GitIgnoreSpec
+
+ROOT = Path(__file__).resolve().parent.parent
+ANSWERS_FILE = ".copier-answers.yml"
+
+Answers = dict[str, Any]
+# What a file is: its permission bits and its content.
+Tree = dict[str, tuple[int, bytes]]
+
+TEXTS: Answers = {
+    "project_name": "Acme",
+    "project_slug": "acme",
+    "description": "A web application made with Django.",
+    "author_name": "Your Name",
+    "author_email": "you@example.com",
+}
+SWITCHES: dict[str, tuple[Any, ...]] = {
+    "package_manager": ("uv", "pip"),
+    "python_version": ("3.11", "3.12", "3.13", "3.14"),
+    "docker_mode": ("full", "services", "none"),
+    "use_background_tasks": (False, True),
+    "subscriptions": ("none", "standard", "per_unit"),
+    "use_ai_chat": (False, True),
+    "use_celery": (True, False),
+    "celery_broker": ("redis", "rabbitmq"),
+    "use_flower": (True, False),
+}
+DEFAULTS: Answers = TEXTS | {name: choices[0] for name, choices in SWITCHES.items()}
+
+# Answers under which Celery leaves, and each feature that keeps it.
+OFF: Answers = {"use_celery": False}
+FORCING: tuple[Answers, ...] = ({"use_background_tasks": True}, {"subscriptions": "per_unit"}, {"use_ai_chat": True})
+
+
+def has_celery(answers: Mapping[str, Any]) -> bool:
+    """Whether the project has Celery by the rule in the README, told here without the template's own words."""
+    return (
+        answers["use_celery"]
+        or answers["use_background_tasks"]
+        or answers["use_ai_chat"]
+        or answers["subscriptions"] == "per_unit"
+    )
+
+
+@cache
+def valid_answers() -> tuple[Answers, ...]:
+    """Every valid set of answers: all combinations of the switches."""
+    return tuple(TEXTS | dict(zip(SWITCHES, values, strict=True)) for values in itertools.product(*SWITCHES.values()))
+
+
+@cache
+def pair_cover() -> tuple[Answers, ...]:
+    """Few sets of answers in which every two values of two switches meet at least once."""
+
+    def pairs(answers: Answers) -> set[tuple]:
+        return set(itertools.combinations([(name, answers[name]) for name in SWITCHES], 2))
+
+    wanted = set().union(*map(pairs, valid_answers()))
+    chosen: list[Answers] = []
+    while wanted:
+        best = max(valid_answers(), key=lambda answers: len(pairs(answers) & wanted))
+        chosen.append(best)
+        wanted -= pairs(best)
+    return tuple(chosen)
+
+
+def label(answers: Mapping[str, Any]) -> str:
+    """A short name of a set of answers: what differs from the defaults."""
+    changed = [f"{name}={answers[name]}" for name in SWITCHES if answers.get(name, DEFAULTS[name]) != DEFAULTS[name]]
+    return ",".join(changed) or "defaults"
+
+
+# Real Copier ----------------------------------------------------------------
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """Run git in a folder, apart from the configuration of whoever runs the tests, and return what it printed."""
+    identity = {f"GIT_{role}_{key}": "t@example.com" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")}
+    alone = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+    done = subprocess.run(
+        ["git", *arguments], cwd=folder, env=os.environ | identity | alone, text=True, capture_output=True
+    )
+    assert done.returncode == 0, f"git {' '.join(arguments)}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def commit_all(folder: Path, message: str = "Change") -> None:
+    """Commit everything in a folder, making it a repository first."""
+    if not (folder / ".git").exists():
+        git(folder, "init", "--quiet", "--initial-branch=main")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--allow-empty", f"--message={message}")
+
+
+def snapshot(destination: Path) -> Path:
+    """Copy the template as it is in the work tree to a tagged repository of its own, which Copier can update from."""
+    names = git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard", "copier.yml", "includes", "template")
+    for name in names.splitlines():
+        if (ROOT / name).is_file():
+            (destination / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, destination / name)
+    commit_all(destination, "Snapshot")
+    git(destination, "tag", "v1.0.0")
+    return destination
+
+
+def copy(template: Path, destination: Path, **answers: Any) -> Path:
+    """Generate a project as `copier copy --defaults --data …` does; returns its folder."""
+    copier.run_copy(str(template), destination, data=TEXTS | answers, defaults=True, quiet=True)
+    return destination
+
+
+def update(project: Path, **answers: Any) -> None:
+    """Update a committed project as `copier update --vcs-ref=:current: --defaults --data …` does, and commit it."""
+    copier.run_update(
+        project, data=answers, defaults=True, overwrite=True, quiet=True, vcs_ref=copier.VcsRef.CURRENT
+    )
+
+
+def tree(project: Path) -> Tree:
+    """The files of a project by path, and its empty folders (with a slash), git's own apart."""
+    found: Tree = {}
+    for folder, folders, files in os.walk(project):
+        folders[:] = [name for name in folders if name not in {".git", "__pycache__"}]
+        if not folders and not files:
+            found[f"{Path(folder).relative_to(project)}/"] = (0, b"")
+        for name in files:
+            path = Path(folder, name)
+            found[str(path.relative_to(project))] = (path.stat().st_mode & 0o777, path.read_bytes())
+    return found
+
+
+# The fast renderer ----------------------------------------------------------
+
+
+class Renderer:
+    """Renders the template in memory.
+
+    `sources` replaces the text of single files (by their path in the repository): how a test tries a mutant.
+    """
+
+    def __init__(self, environment: SandboxedEnvironment | None = None) -> None:
+        self.config = questions()
+        self.environment = environment or make_environment()
+
+    def string(self, text: str, context: Mapping[str, Any]) -> str:
+        """Render one string of copier.yml."""
+        return self.environment.from_string(text).render(context)
+
+    def context(self, answers: Answers) -> dict[str, Any]:
+        """The names that templates see: the answers, and what is computed from them, in the order of copier.yml."""
+        known: dict[str, Any] = {"_copier_conf": SimpleNamespace(data={}, answers_file=ANSWERS_FILE, dst_path="acme")}
+        for name, question in self.config.items():
+            computed = question.get("when") is False
+            known[name] = json.loads(self.string(question["default"], known)) if computed else answers[name]
+        asked = {name: known[name] for name, question in self.config.items() if question.get("when") is not False}
+        known["_copier_answers"] = {"_commit": "v1.0.0", "_src_path": "template"} | asked
+        return known
+
+    def asked(self, answers: Answers) -> list[str]:
+        """The questions that Copier puts to a person who gives these answers."""
+        context = self.context(answers)
+        return [
+            name
+            for name, question in self.config.items()
+            if question.get("when") is not False
+            and self.string(str(question.get("ask", True)), context) not in ("False", "[]", "")
+        ]
+
+    def left_out(self, context: Mapping[str, Any]) -> GitIgnoreSpec:
+        """What `_exclude` leaves out."""
+        patterns = [self.string(pattern, context) for pattern in settings()["_exclude"]]
+        return GitIgnoreSpec.from_lines("\n".join(patterns).splitlines())
+
+    def file(self, name: str, context: Mapping[str, Any]) -> str:
+        """Render one file of the template, by its path below `template/`."""
+        return self.environment.get_template(f"template/{name}").render(context)
+
+    def paths(self, context: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """The files of the project, each with the file of the template that it is made of."""
+        left_out = self.left_out(context)
+        for name in template_files():
+            path = self.string(name, context).removesuffix(".jinja")
+            if not left_out.match_file(path):
+                yield path, name
+
+    def project(self, answers: Answers) -> dict[str, bytes]:
+        """The whole project, by path."""
+        context = self.context(answers)
+        return {
+            path: self.file(name, context).encode() if name.endswith(".jinja") else raw(name)
+            for path, name in self.paths(context)
+        }
+
+
+def make_environment(cls: type[SandboxedEnvironment] = SandboxedEnvironment) -> SandboxedEnvironment:
+    """Jinja as Copier sets it up for this template."""
+    options = settings()["_envops"] | {"undefined": StrictUndefined}
+    extensions = ["jinja2_ansible_filters.AnsibleCoreFiltersExtension"]
+    return cls(loader=FileSystemLoader(ROOT), extensions=extensions, **options)
+
+
+@cache
+def _copier_yml() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "copier.yml").read_text())
+
+
+def settings() -> dict[str, Any]:
+    """Copier's settings in copier.yml."""
+    return {name: value for name, value in _copier_yml().items() if name.startswith("_")}
+
+
+def questions() -> dict[str, dict[str, Any]]:
+    """The questions and computed values in copier.yml, in order."""
+    return {name: value for name, value in _copier_yml().items() if not name.startswith("_")}
+
+
+@cache
+def template_files() -> tuple[str, ...]:
+    """The paths of all files below `template/`."""
+    names = git(ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "template").split("\0")
+    return tuple(sorted(name.removeprefix("template/") for name in names if name and (ROOT / name).is_file()))
+
+
+@cache
+def raw(name: str) -> bytes:
+    """A file of the template that is copied as it is."""
+    return (ROOT / "template" / name).read_bytes()
+
+
+def features_read(source: str, environment: SandboxedEnvironment) -> set[str]:
+    """The keys of `features` that a template's text reads."""
+    return {
+        node.attr
+        for node in environment.parse(source).find_all(nodes.Getattr)
+        if isinstance(node.node, nodes.Name) and node.node.name == "features"
+    }
