@@ -155,18 +155,17 @@ def tree(project: Path) -> Tree:
 
 
 class Renderer:
-    """Renders the template in memory.
-
-    `sources` replaces the text of single files (by their path in the repository): how a test tries a mutant.
-    """
+    """Renders the template in memory; with an environment of another kind, a changed template."""
 
     def __init__(self, environment: SandboxedEnvironment | None = None) -> None:
         self.config = questions()
         self.environment = environment or make_environment()
+        # Compiling a string costs more than rendering it.
+        self.compiled = cache(self.environment.from_string)
 
     def string(self, text: str, context: Mapping[str, Any]) -> str:
         """Render one string of copier.yml."""
-        return self.environment.from_string(text).render(context)
+        return self.compiled(text).render(context)
 
     def context(self, answers: Answers) -> dict[str, Any]:
         """The names that templates see: the answers, and what is computed from them, in the order of copier.yml."""

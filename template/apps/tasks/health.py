@@ -1,6 +1,7 @@
 """Health checks of the background tasks. With CELERY_TASK_ALWAYS_EAGER there is nothing to check."""
 
 from celery import current_app
+from kombu.exceptions import OperationalError
 
 from apps.web.health import Unhealthy, health_check
 
@@ -21,7 +22,11 @@ def a_worker_replies() -> None:
     """Ask all workers for a sign of life, and be content with the first."""
     if current_app.conf.task_always_eager:
         return
-    # A connection of its own, not one of the pool, which would be tried for long while the broker is away.
-    with current_app.connection_for_write(connect_timeout=REPLY_SECONDS) as connection:
-        if not current_app.control.inspect(timeout=REPLY_SECONDS, limit=1, connection=connection).ping():
-            raise Unhealthy("no worker answers")
+    try:
+        # A connection of its own, not one of the pool, which would be tried for long while the broker is away.
+        with current_app.connection_for_write(connect_timeout=REPLY_SECONDS) as connection:
+            replies = current_app.control.inspect(timeout=REPLY_SECONDS, limit=1, connection=connection).ping()
+    except OperationalError as error:
+        raise Unhealthy("cannot be asked without the broker") from error
+    if not replies:
+        raise Unhealthy("no worker answers")

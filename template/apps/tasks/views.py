@@ -125,4 +125,9 @@ def _outcome(task_result: AsyncResult) -> dict[str, Any]:
 
 def _show(request: HttpRequest, context: dict[str, Any], status: int = 200) -> HttpResponse:
     """Answer with the fragment for htmx, or with a page of its own for a browser without JavaScript."""
-    return render(request, "tasks/result.html" if request.htmx else "tasks/result_page.html", context, status=status)
+    if request.htmx:
+        return render(request, "tasks/result.html", context, status=status)
+    response = render(request, "tasks/result_page.html", context, status=status)
+    if context["state"] == "waiting":
+        response["Refresh"] = "1"
+    return response

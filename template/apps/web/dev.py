@@ -132,6 +132,7 @@ class Supervisor:
         self.processes = sorted((process for process in processes if process.command), key=lambda each: each.stage)
         self.colour = colour
         self.children: list[Child] = []
+        self.threads: list[threading.Thread] = []
         self.guard: subprocess.Popen[bytes] | None = None
         self.output = threading.Lock()
         self.ended = threading.Event()
@@ -169,7 +170,7 @@ class Supervisor:
                     return
                 time.sleep(POLL_SECONDS)
             if process.changes:
-                threading.Thread(target=self.notice_changes, args=(child, process.changes), daemon=True).start()
+                self.in_background(self.notice_changes, child, process.changes)
 
     def spawn(self, process: Process) -> subprocess.Popen[bytes]:
         """Start a process in the group of the guard, where the terminal's Ctrl-C does not reach it past us."""
@@ -183,8 +184,14 @@ class Supervisor:
             stderr=subprocess.STDOUT,
             **group,
         )
-        threading.Thread(target=self.copy_output, args=(process.name, popen), daemon=True).start()
+        self.in_background(self.copy_output, process.name, popen)
         return popen
+
+    def in_background(self, function: Callable[..., None], *arguments: object) -> None:
+        """Call the function in a thread."""
+        thread = threading.Thread(target=function, args=arguments, daemon=True)
+        thread.start()
+        self.threads.append(thread)
 
     def watch(self) -> int:
         """Wait for a signal, or for a process that ends by itself; return the exit code."""
@@ -237,6 +244,8 @@ class Supervisor:
         for child in self.children:
             child.popen.kill()
             child.popen.wait()
+        for thread in self.threads:
+            thread.join(timeout=2)
 
     def notice_changes(self, child: Child, changes: Callable[[threading.Event], Iterable[object]]) -> None:
         """Mark a process to be started again at each change."""

@@ -1,9 +1,6 @@
-"""Health checks: what must answer for the project to work. An app adds its own in a module `health`:
+"""Health checks: what must answer for the project to work.
 
-    @health_check("name")
-    def name_answers() -> None:
-        if not ...:
-            raise Unhealthy("what is wrong, in words that may be shown")
+An app adds its own in a module `health`: functions with @health_check("name"), which raise when all is not well.
 """
 
 import logging

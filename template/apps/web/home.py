@@ -67,9 +67,11 @@ def panels(request: HttpRequest) -> list[SafeString]:
     return [render_to_string(template, context, request) for template, context in contexts if context is not None]
 
 
-def manage_command() -> str:
-    """Return how this project's manage.py is called: by uv, if uv locked its dependencies."""
-    return "uv run manage.py" if (settings.BASE_DIR / "uv.lock").exists() else "python manage.py"
+def commands() -> dict[str, str]:
+    """Return how this project's commands are called, by name: through uv, if uv locked the dependencies."""
+    if (settings.BASE_DIR / "uv.lock").exists():
+        return {"manage": "uv run manage.py", "test": "uv run pytest"}
+    return {"manage": "python manage.py", "test": "python -m pytest"}
 
 
 def superuser_exists() -> bool:

@@ -10,7 +10,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
 from .health import OK, run_checks
-from .home import facts, manage_command, own_apps, panels, superuser_exists
+from .home import commands, facts, own_apps, panels, superuser_exists
 
 
 @login_not_required
@@ -21,7 +21,7 @@ def home(request: HttpRequest) -> HttpResponse:
     if settings.DEBUG or request.user.is_staff:
         context |= {"facts": facts(request), "own_apps": own_apps()}
     if settings.DEBUG:
-        context |= {"guide": True, "manage": manage_command(), "superuser_exists": superuser_exists()}
+        context |= {"guide": True, "commands": commands(), "superuser_exists": superuser_exists()}
     return render(request, "web/home.html", context)
 
 

