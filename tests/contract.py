@@ -3,16 +3,20 @@
 Conditions are written on the raw answers, in words of their own, so that a wrong condition in the template disagrees.
 """
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
-from tests.template import Answers, has_celery
+from tests.template import OFF, TEXTS, Answers, Renderer, has_celery, label, questions, settings
 
 Condition = Callable[[Answers], bool]
 
 
 def always(answers: Answers) -> bool:
     return True
+
+
+def never(answers: Answers) -> bool:
+    return False
 
 
 def flower(answers: Answers) -> bool:
@@ -41,6 +45,14 @@ def services(answers: Answers) -> bool:
 
 def containers(answers: Answers) -> bool:
     return answers["docker_mode"] == "full"
+
+
+def forced(answers: Answers) -> bool:
+    return has_celery(answers | OFF)
+
+
+def not_(condition: Condition) -> Condition:
+    return lambda answers: not condition(answers)
 
 
 def both(*conditions: Condition) -> Condition:
@@ -80,6 +92,7 @@ CONTRACT = [
     Row("Makefile", "\tuv sync\n", uv),
     Row("README.md", "## Tasks\n", has_celery),
     Row("README.md", "Flower shows", flower),
+    Row("README.md", "$ python3 -m venv .venv", pip),
     Row("README.md", "docker compose up", services),
     Row("README.md", "$ python -m pip install --group dev -e .\n$ python manage.py dev\n", pip),
     Row("README.md", "$ uv run manage.py dev\n", uv),
@@ -96,11 +109,15 @@ CONTRACT = [
     Row("acme/tasks.py", None, has_celery),
     Row("acme/urls.py", 'include("apps.tasks.urls")', has_celery),
     Row("apps/tasks/__init__.py", None, has_celery),
-    Row("apps/tasks/dev.py", '"flower"', flower),
+    Row("apps/tasks/dev.py", "def flower_process", flower),
+    Row("apps/tasks/dev.py", "        flower_process(),\n", flower),
+    Row("apps/tasks/dev.py", "import Process, first_free_port\n", flower),
+    Row("apps/tasks/dev.py", "import Process\n", both(has_celery, not_(flower))),
     Row("apps/tasks/management/commands/bootstrap_celery_tasks.py", None, has_celery),
     Row("apps/users/models.py", None, always),
     Row("apps/web/management/commands/dev.py", None, always),
     Row("docker-compose.yml", None, services),
+    Row("docker-compose.yml", "  -data:\n", never),
     Row("docker-compose.yml", "  beat:\n", both(containers, has_celery)),
     Row("docker-compose.yml", "  flower:\n", both(containers, flower)),
     Row("docker-compose.yml", "  postgres:\n", services),
@@ -137,3 +154,212 @@ def breaches(answers: Answers, files: Mapping[str, bytes], rows: list[Row] = CON
         if there != when(answers):
             found.append(f"{path}{f': {text!r}' if text else ''} is {'' if there else 'not '}there")
     return found
+
+
+# What is computed from answers, and which questions are put -----------------
+
+
+def expected_features(answers: Answers) -> dict[str, Any]:
+    """What `features` holds by the truth table."""
+    celery = has_celery(answers)
+    return {
+        "ai_chat": answers["use_ai_chat"],
+        "background_tasks": answers["use_background_tasks"],
+        "broker": answers["celery_broker"] if celery else "",
+        "celery": celery,
+        "containers": answers["docker_mode"] == "full",
+        "flower": celery and answers["use_flower"],
+        "per_unit": answers["subscriptions"] == "per_unit",
+        "pip": answers["package_manager"] == "pip",
+        "python_version": answers["python_version"],
+        "rabbitmq": celery and answers["celery_broker"] == "rabbitmq",
+        "redis": celery and answers["celery_broker"] == "redis",
+        "services": answers["docker_mode"] in ("services", "full"),
+        "subscriptions": answers["subscriptions"] in ("standard", "per_unit"),
+        "uv": answers["package_manager"] == "uv",
+    }
+
+
+def expected_reasons(answers: Answers) -> list[str]:
+    """Why Celery is on whatever `use_celery` says."""
+    return [
+        *(["the background-task example"] if answers["use_background_tasks"] else []),
+        *(["per-unit subscriptions"] if answers["subscriptions"] == "per_unit" else []),
+        *(["AI chat"] if answers["use_ai_chat"] else []),
+    ]
+
+
+def expected_questions(answers: Answers) -> set[str]:
+    """The questions that a person who gives these answers has to be asked."""
+    asked = {*TEXTS, "docker_mode", "package_manager", "python_version"}
+    asked |= {"subscriptions", "use_ai_chat", "use_background_tasks"}
+    asked |= {"celery_broker", "use_flower"} if has_celery(answers) else set()
+    return asked if forced(answers) else asked | {"use_celery"}
+
+
+def expected_commands(answers: Answers) -> dict[str, str]:
+    """How a command begins."""
+    release = "python manage.py migrate"
+    bootstrap = f"sh -c '{release} && python manage.py bootstrap_celery_tasks --remove-stale'"
+    commands = {
+        "uv": {"install": "uv sync", "manage": "uv run manage.py", "run": "uv run "},
+        "pip": {"install": "python -m pip install --group dev -e .", "manage": "python manage.py", "run": ""},
+    }
+    return commands[answers["package_manager"]] | {"release": bootstrap if has_celery(answers) else release}
+
+
+def answer_breaches(renderer: Renderer, answers: Answers) -> Iterator[str]:
+    """Yield a sentence for each computed value, or set of questions, that is not as expected under these answers."""
+    context = renderer.context(answers)
+    expected = {
+        "features": expected_features(answers),
+        "celery_reasons": expected_reasons(answers),
+        "commands": expected_commands(answers),
+    }
+    for name, value in expected.items():
+        if context[name] != value:
+            yield f"{label(answers)}: {name} is {context[name]}, not {value}"
+    if set(renderer.asked(answers)) != expected_questions(answers):
+        yield f"{label(answers)}: asked are {renderer.asked(answers)}"
+
+
+# What questions refuse and accept -------------------------------------------
+
+NEITHER_YES_NOR_NO = ["maybe", "2", "tru", "", "None"]
+YES_OR_NO = [("yes", True), ("true", True), ("1", True), ("off", False), ("No", False)]
+NO_LINES = ["", "   ", "two\nlines", "a\ttab", "x" * 301, "bell\x07", "\u2028"]
+NO_ADDRESSES = ["nobody", "a@b@c", "a b@c.example", 'a"@b.example']
+BAD_SLUGS = [
+    ("class", "a keyword"),
+    ("email", "standard library"),
+    ("tomllib", "standard library"),
+    ("celery", "may install"),
+    ("django", "may install"),
+    ("apps", "uses itself"),
+    ("tests", "uses itself"),
+    ("2fast", "no package name"),
+    ("my-project", "no package name"),
+    ("My_Project", "no package name"),
+    ("überfein", "no package name"),
+    ("a b", "no package name"),
+    ("../up", "no package name"),
+    ("", "no package name"),
+    ("x" * 51, "no package name"),
+]
+# The package name offered for a project's name.
+OFFERED_SLUGS = [
+    ("My Project", "my_project"),
+    ("Bob's Big Shop", "bobs_big_shop"),
+    ("Ünï cödé", "n_c_d"),
+    ("日本語", "my_project"),
+    ("2048", "project_2048"),
+    ("Email", "email_project"),
+    ("Celery", "celery_project"),
+    ("a" * 80, "a" * 40),
+    ("--x--", "x"),
+]
+
+
+def validation_breaches(renderer: Renderer) -> Iterator[str]:
+    """Yield a sentence for each example that a validator, or the slug's default, treats other than it should."""
+    known = renderer.context(TEXTS | {name: question.get("default") for name, question in questions().items()})
+
+    def refused(name: str, value: Any, given: Mapping[str, Any] | None = None) -> str:
+        conf = type(known["_copier_conf"])(data=given or {name: value})
+        said = renderer.string(questions()[name]["validator"], known | {name: value, "_copier_conf": conf})
+        return said.strip()
+
+    for name in ("use_ai_chat", "use_background_tasks", "use_celery", "use_flower"):
+        for answer in NEITHER_YES_NOR_NO:
+            if f"{name}: {answer} is neither yes nor no" not in refused(name, answer):
+                yield f"{name} takes {answer!r}"
+        for answer, _ in [*YES_OR_NO, (True, True), (False, False)]:
+            if refused(name, answer):
+                yield f"{name} refuses {answer!r}"
+        if refused(name, True, given={"other": 1}):
+            yield f"{name} refuses its default"
+    for name in ("project_name", "description", "author_name"):
+        for text in NO_LINES:
+            if not refused(name, text).startswith(f"{name}: "):
+                yield f"{name} takes {text!r}"
+        for text in ("x", 'It\'s "fine"', "é" * 80):
+            if refused(name, text):
+                yield f"{name} refuses {text!r}"
+    for address in NO_ADDRESSES:
+        if "is no e-mail address" not in refused("author_email", address):
+            yield f"author_email takes {address!r}"
+    if refused("author_email", "a.b+c@d.example"):
+        yield "author_email refuses an address"
+    for slug, reason in BAD_SLUGS:
+        if reason not in refused("project_slug", slug):
+            yield f"project_slug takes {slug!r}"
+    for name, slug in OFFERED_SLUGS:
+        if renderer.string(questions()["project_slug"]["default"], {"project_name": name}) != slug:
+            yield f"another slug than {slug} is offered for {name!r}"
+        if refused("project_slug", slug):
+            yield f"project_slug refuses {slug!r}"
+    for name in ("celery_reasons", "commands", "features"):
+        if f"{name} is computed" not in refused(name, "{}"):
+            yield f"{name} can be set"
+    if refused("features", {}, given={"_src_path": "template"}):
+        yield "features is refused where Copier replays it"
+
+
+# How texts are quoted in Python code, as ruff would quote them.
+LITERALS = [
+    ("Acme", '"Acme"'),
+    ("Bob's", '"Bob\'s"'),
+    ('A "b"', "'A \"b\"'"),
+    ('Bob\'s "b"', "'Bob\\'s \"b\"'"),
+    ("a\\b", '"a\\\\b"'),
+    ("Ünï", '"Ünï"'),
+]
+
+
+def literal_breaches(renderer: Renderer) -> Iterator[str]:
+    """Yield a sentence for each text that the macro `string` quotes other than it should."""
+    for text, literal in LITERALS:
+        call = "{% from 'includes/python.jinja' import string %}{{ string(text) }}"
+        if renderer.string(call, {"text": text}) != literal:
+            yield f"{text} is quoted as {renderer.string(call, {'text': text})}"
+
+
+# What is said after copy and update -----------------------------------------
+
+
+def message(text: str, when: Condition, after: str = "copy") -> Row:
+    return Row(f"message after {after}", text, when)
+
+
+MESSAGES = [
+    message("uv run manage.py dev", uv),
+    message("python3 -m venv .venv", pip),
+    message("python manage.py dev", pip),
+    message("Celery is required by ", forced),
+    message("Celery, ", both(has_celery, lambda answers: flower(answers) or containers(answers))),
+    message("AI chat, Celery", lambda answers: answers["use_ai_chat"]),
+    message("Docker for everything", containers),
+    message(
+        "nothing but Django",
+        lambda answers: not (has_celery(answers) or containers(answers) or answers["subscriptions"] != "none"),
+    ),
+    message("Celery is required by ", forced, after="update"),
+    message("Not in the project", lambda answers: not (containers(answers) and flower(answers)), after="update"),
+    message("apps/tasks", not_(has_celery), after="update"),
+    message("acme/celery.py", not_(has_celery), after="update"),
+    message("flowerconfig.py", not_(flower), after="update"),
+    message("Dockerfile", not_(containers), after="update"),
+    message("docker-compose.yml", not_(services), after="update"),
+    message("django_celery_beat_*", not_(has_celery), after="update"),
+    message("`uv sync`", uv, after="update"),
+]
+
+
+def message_breaches(renderer: Renderer, answers: Answers) -> list[str]:
+    """Return a sentence for each thing that a message says, or does not say, against its row."""
+    context = renderer.context(answers)
+    said = {
+        f"message after {after}": renderer.string(settings()[f"_message_after_{after}"], context).encode()
+        for after in ("copy", "update")
+    }
+    return breaches(answers, said, MESSAGES)

@@ -7,6 +7,7 @@ order, computed values, exclusions, files) in memory, a thousand times as fast; 
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -91,6 +92,20 @@ def label(answers: Mapping[str, Any]) -> str:
     return ",".join(changed) or "defaults"
 
 
+@cache
+def distinct_answers() -> tuple[Answers, ...]:
+    """One set of answers for each distinct project: those that agree on every feature that the template reads."""
+    text = "".join(path.read_text() for path in [*ROOT.glob("includes/*"), *ROOT.glob("template/**/*.jinja")])
+    read = set(re.findall(r"""\bfeatures\.(\w+)|\bon\.get\("(\w+)"\)""", text + (ROOT / "copier.yml").read_text()))
+    names = {name for found in read for name in found if name}
+    renderer = Renderer()
+    distinct: dict[tuple, Answers] = {}
+    for answers in valid_answers():
+        features = renderer.context(answers)["features"]
+        distinct.setdefault(tuple(features[name] for name in sorted(names & features.keys())), answers)
+    return tuple(distinct.values())
+
+
 # Real Copier ----------------------------------------------------------------
 
 
@@ -133,9 +148,7 @@ def copy(template: Path, destination: Path, **answers: Any) -> Path:
 
 def update(project: Path, **answers: Any) -> None:
     """Update a committed project as `copier update --vcs-ref=:current: --defaults --data …` does, and commit it."""
-    copier.run_update(
-        project, data=answers, defaults=True, overwrite=True, quiet=True, vcs_ref=copier.VcsRef.CURRENT
-    )
+    copier.run_update(project, data=answers, defaults=True, overwrite=True, quiet=True, vcs_ref=copier.VcsRef.CURRENT)
 
 
 def tree(project: Path) -> Tree:

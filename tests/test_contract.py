@@ -6,20 +6,10 @@ from tests import contract, template
 from tests.template import label
 
 
-def projections() -> list[template.Answers]:
-    """One set of answers for each distinct output: those that agree on all features, the image's Python apart."""
-    renderer = template.Renderer()
-    seen = {}
-    for answers in template.valid_answers():
-        features = renderer.context(answers)["features"] | {"python_version": ""}
-        seen.setdefault(str(features), answers)
-    return list(seen.values())
-
-
 def test_the_contract_holds_on_every_distinct_output(renderer):
     broken = [
         f"{label(answers)}: {breach}"
-        for answers in projections()
+        for answers in template.distinct_answers()
         for breach in contract.breaches(answers, renderer.project(answers))
     ]
     assert not broken, "\n".join(broken)
@@ -27,7 +17,7 @@ def test_the_contract_holds_on_every_distinct_output(renderer):
 
 @pytest.mark.parametrize("answers", template.pair_cover(), ids=label)
 def test_the_contract_holds_on_what_copier_writes(copie, template_repo, answers):
-    made = copie.copy(extra_answers=answers, template=template_repo)
+    made = copie.copy(extra_answers=answers, template_dir=template_repo)
     assert made.exit_code == 0, made.exception
     files = {path: content for path, (_, content) in template.tree(made.project_dir).items()}
     assert contract.breaches(answers, files) == []

@@ -1,6 +1,6 @@
 """`manage.py dev` of a real project: one command runs everything, and nothing of it is left, however it ends.
 
-Each test starts real processes: broker, web server, worker, beat and Flower.
+Each test starts real processes: broker, web server, worker and beat.
 """
 
 import os
@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,25 +43,36 @@ def nap(path: str, seconds: float) -> None:
 
 
 @pytest.fixture(scope="module")
+def complete(template_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with Celery and Flower, and a task that takes its time."""
+    return with_nap(installed(template_repo, tmp_path_factory.mktemp("complete")))
+
+
+@pytest.fixture(scope="module")
 def acme(template_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with Celery and Flower, its dependencies installed, and a task that takes its time."""
-    made = template.copy(template_repo, tmp_path_factory.mktemp("on").resolve() / "acme")
-    with (made / "acme/tasks.py").open("a") as tasks:
-        tasks.write(NAP)
-    return install(made)
+    """The same without Flower, which takes its time to start."""
+    return with_nap(installed(template_repo, tmp_path_factory.mktemp("on"), use_flower=False))
 
 
 @pytest.fixture(scope="module")
 def plain(template_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project without Celery, its dependencies installed."""
-    return install(template.copy(template_repo, tmp_path_factory.mktemp("off").resolve() / "acme", **template.OFF))
+    """A project without Celery."""
+    return installed(template_repo, tmp_path_factory.mktemp("off"), **template.OFF)
 
 
-def install(project: Path) -> Path:
-    """Install the project's dependencies into its .venv."""
+def installed(template_repo: Path, folder: Path, **answers: Any) -> Path:
+    """Make a project in the folder, with its settings for development and its dependencies in .venv."""
+    project = template.copy(template_repo, folder.resolve() / "acme", **answers)
     done = subprocess.run(["uv", "sync"], cwd=project, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     shutil.copy(project / ".env.example", project / ".env")
+    return project
+
+
+def with_nap(project: Path) -> Path:
+    """Add the task that takes its time."""
+    with (project / "acme/tasks.py").open("a") as tasks:
+        tasks.write(NAP)
     return project
 
 
@@ -68,7 +80,7 @@ def install(project: Path) -> Path:
 def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """Whatever a test does to the command, no process may outlive it."""
     yield
-    for name in {"acme", "plain"} & set(request.fixturenames):
+    for name in {"acme", "complete", "plain"} & set(request.fixturenames):
         assert not left_in(request.getfixturevalue(name).parent)
 
 
@@ -184,14 +196,14 @@ def broker_of_somebody(acme: Path) -> Iterator[int]:
 # One command ----------------------------------------------------------------
 
 
-def test_one_command_runs_everything_and_ctrl_c_waits_for_the_task(acme):
-    with Terminal(acme, ["uv", "run", "manage.py", "dev", "--port", str(free_port())], environment()) as terminal:
+def test_one_command_runs_everything_and_ctrl_c_waits_for_the_task(complete):
+    with Terminal(complete, ["uv", "run", "manage.py", "dev", "--port", str(free_port())], environment()) as terminal:
         web = terminal.shows(r"web +(http://127\.0\.0\.1:\d+/)\n")[1]
         flower = terminal.shows(r"flower +(http://127\.0\.0\.1:\d+/)\n")[1]
         terminal.shows(r"broker +redis://127\.0\.0\.1:2\d{4}/0 \(.*, data in \.broker\)\n")
         terminal.shows(READY)
         assert wait_until(lambda: get(web) == 200 and get(flower) == 200), terminal.text
-        task = begun(acme, "ctrl-c")
+        task = begun(complete, "ctrl-c")
         terminal.press_ctrl_c()
         assert terminal.exit_code() == 0
         assert task.read_text() == "done"

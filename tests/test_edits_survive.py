@@ -109,7 +109,7 @@ def test_a_line_added_at_every_place_is_kept_or_conflicts(renderer, tmp_path, na
     harmed = []
     for path, (old, new) in shared(renderer, TOGGLES[name]).items():
         for place in range(len(old) + 1):
-            edited = old[:place] + [comment(path)] + old[place:]
+            edited = [*old[:place], comment(path), *old[place:]]
             outcome = merged(tmp_path, "".join(old), "".join(edited), "".join(new))
             if harm := verdict(old, place, outcome, new):
                 harmed.append(f"{path}:{place + 1}: {harm}")
@@ -128,7 +128,7 @@ def test_copier_itself_does_what_the_scan_takes_it_to_do(project, renderer, tmp_
     template.git(scratch, "init", "--quiet")
     for path, (old, new) in shared(renderer, TOGGLES[name]).items():
         place = len(old) * part // 4
-        edited = "".join(old[:place] + [comment(path)] + old[place:])
+        edited = "".join([*old[:place], comment(path), *old[place:]])
         (made / path).write_text(edited)
         expected[path] = merged(scratch, "".join(old), edited, "".join(new))
     template.commit_all(made, "Mine")
@@ -151,7 +151,7 @@ def test_the_scan_finds_a_line_that_moves_between_blocks_that_are_alike(tmp_path
     new = old[:1] + old[8:15]
     harmed = []
     for place in range(len(old) + 1):
-        edited = old[:place] + [comment("compose.yml")] + old[place:]
+        edited = [*old[:place], comment("compose.yml"), *old[place:]]
         outcome = merged(tmp_path, "".join(old), "".join(edited), "".join(new))
         harmed.append(verdict(old, place, outcome, new))
     assert any(harm.startswith("moved") for harm in harmed)

@@ -16,12 +16,8 @@ OWN_NAME = "copier-django-celery"
 
 
 def off_answers() -> list[template.Answers]:
-    """Every set of answers that leaves Celery out, the image's Python apart."""
-    return [
-        answers
-        for answers in template.valid_answers()
-        if not template.has_celery(answers) and answers["python_version"] == "3.13"
-    ]
+    """One set of answers for each distinct project without Celery."""
+    return [answers for answers in template.distinct_answers() if not template.has_celery(answers)]
 
 
 def traces(files: Mapping[str, bytes], words: re.Pattern[str]) -> Iterator[str]:
@@ -91,5 +87,5 @@ def test_every_variable_that_is_offered_is_read_and_the_reverse(renderer, answer
 def test_every_variable_in_compose_is_read_by_settings_or_by_compose_itself(renderer, answers):
     files = {path: content.decode() for path, content in renderer.project(answers).items()}
     compose = files.get("docker-compose.yml", "")
-    given = set(re.findall(r"^  ([A-Z_]+): ", compose, re.MULTILINE)) - {"GROUPS"}
+    given = set(re.findall(r"^  ([A-Z_]+): ", compose, re.MULTILINE)) - {"DEPENDENCY_GROUP"}
     assert given <= variables_read(files["acme/settings.py"])

@@ -164,9 +164,7 @@ def test_the_message_after_update_names_what_went_and_how_to_get_it_back(project
     made = project()
     (made / "acme/tasks.py").write_text("# mine\n")
     template.commit_all(made, "Mine")
-    copier.run_update(
-        made, data=OFF, defaults=True, overwrite=True, quiet=False, vcs_ref=copier.VcsRef.CURRENT
-    )
+    copier.run_update(made, data=OFF, defaults=True, overwrite=True, quiet=False, vcs_ref=copier.VcsRef.CURRENT)
     said = capsys.readouterr().err
     for part in ("acme/celery.py", "acme/tasks.py", "apps/tasks", "git checkout HEAD -- FILE", "--diff-filter=U"):
         assert part in said

@@ -101,7 +101,7 @@ def server_command(server: Server, port: int, data: Path) -> list[str]:
 def ask_server(port: int, command: str) -> bytes | None:
     """Return what a server on this machine answers to a command; None if no program listens on the port."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+        with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
             connection.sendall(f"{command}\r\n".encode())
             return connection.recv(4096)
     except ConnectionRefusedError:

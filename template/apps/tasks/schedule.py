@@ -117,7 +117,9 @@ def _plan_adoption(entry: Entry, row: PeriodicTask) -> Step:
 def _describe_changes(entry: Entry, row: PeriodicTask, mark: ScheduledTask | None = None) -> str:
     columns = _wanted_columns(entry, row, mark)
     changes = ", ".join(_differences(entry, row, columns)) or "nothing to change"
-    return f"{changes}; stays disabled" if entry.columns["enabled"] and not columns["enabled"] else changes
+    if columns["enabled"] or not entry.columns["enabled"]:
+        return changes
+    return f"{changes}; {'disabled, its moment is past' if row.enabled else 'stays disabled'}"
 
 
 def _differences(entry: Entry, row: PeriodicTask, columns: dict[str, Any]) -> list[str]:
@@ -197,8 +199,7 @@ def _update(entry: Entry, row: PeriodicTask, mark: ScheduledTask) -> None:
     _write(entry, row, mark, columns=_wanted_columns(entry, row, mark))
     mark.entry = entry.snapshot()
     mark.save()
-    if former != (mark.schedule_kind, mark.schedule_id):
-        _drop_schedule(*former)
+    _drop_schedule(*former)
 
 
 def _write(entry: Entry, row: PeriodicTask, mark: ScheduledTask, *, columns: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from io import StringIO
-from unittest.mock import MagicMock
+from unittest.mock import ANY, MagicMock
 from zoneinfo import ZoneInfo
 
 from celery import current_app, shared_task
@@ -159,7 +159,7 @@ def test_an_interval_is_exact(run, value, stored, read):
     assert ModelEntry(row(), app=current_app).schedule.run_every == read
 
 
-@pytest.mark.parametrize("hour", ["7,19", [7, 19], {19, 7}, range(7, 20, 12), "7-19/12"])
+@pytest.mark.parametrize("hour", ["7,19", "7-19/12", [7, 19], {19, 7}, range(7, 20, 12), iter([7, 19])])
 def test_beat_reads_a_crontab_as_it_was_meant(run, hour):
     run({"greet": entry(schedule=crontab(minute=0, hour=hour, day_of_week="mon-fri"))})
     read = ModelEntry(row(), app=current_app).schedule
@@ -253,6 +253,8 @@ def test_a_schedule_that_nobody_needs_any_more_is_deleted(run):
     assert set(IntervalSchedule.objects.values_list("every", flat=True)) == {60, 90}
     run({"greet": entry(schedule=90), "other": entry(schedule=90)})
     assert set(IntervalSchedule.objects.values_list("every", flat=True)) == {90}
+    run({}, "--remove-stale")
+    assert not IntervalSchedule.objects.exists()
 
 
 def test_a_schedule_made_in_the_admin_stays(run):
@@ -271,11 +273,27 @@ def test_a_new_schedule_counts_from_now(run):
     assert (row().last_run_at, row().total_run_count) == (None, 7)
 
 
+def test_a_task_that_was_disabled_counts_from_now(run):
+    run({"greet": entry()})
+    edit(last_run_at=PAST)
+    run({"greet": entry(enabled=False)})
+    assert row().last_run_at is None
+
+
 def test_a_task_that_becomes_one_off_runs_once_more(run):
     run({"greet": entry()})
     edit(total_run_count=7)
     run({"greet": entry(one_off=True)})
     assert row().total_run_count == 0
+    edit(total_run_count=1)
+    run({"greet": entry(one_off=True, description="Hello")})
+    assert row().total_run_count == 1
+
+
+def test_a_task_that_gets_a_past_moment_does_not_run(run):
+    run({"greet": entry()})
+    assert "disabled, its moment is past" in run({"greet": entry(schedule=clocked(PAST))})
+    assert not row().enabled
 
 
 # Removing -------------------------------------------------------------------
@@ -346,6 +364,14 @@ def test_the_settings_disable_and_enable_a_task(run):
     assert row().enabled
     run({"greet": entry(enabled=False)})
     assert not row().enabled
+
+
+def test_a_row_that_says_already_what_the_entry_says_is_not_written(run):
+    run({"greet": entry()})
+    edit(description="Hello")
+    before = database()
+    assert "updated    greet  nothing to change" in run({"greet": entry(description="Hello")})
+    assert {**database(), "ScheduledTask": ANY} == {**before, "ScheduledTask": ANY}
 
 
 def test_what_an_entry_cannot_set_is_left_to_the_admin(run):
@@ -519,6 +545,14 @@ def test_a_release_that_waited_for_another_does_nothing_twice(run, monkeypatch):
     monkeypatch.setattr(schedule_module, "_lock", lock_too_late)
     assert run({"greet": entry()}) == "unchanged  greet\n1 unchanged.\n"
     assert PeriodicTask.objects.count() == 1
+
+
+@pytest.mark.parametrize("entries", [{"greet": entry(args=("Ada",))}, {"greet": entry(enabled=False)}, {}])
+def test_each_change_wakes_beat(run, entries):
+    run({"greet": entry()})
+    before = PeriodicTasks.last_change()
+    run(entries, "--remove-stale")
+    assert PeriodicTasks.last_change() > before
 
 
 @pytest.mark.django_db(transaction=True)

@@ -1,0 +1,172 @@
+"""`manage.py dev`: processes start in order and stop together, and what cannot start is told in a sentence."""
+
+import os
+import signal
+import socket
+import sys
+from textwrap import dedent
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from apps.web import dev
+from apps.web.dev import Process, Supervisor
+from apps.web.management.commands.dev import only_one_here
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals.")
+
+# What the processes of these tests can do.
+ABILITIES = """
+    import os, signal, sys, time
+
+    def forever():
+        time.sleep(60)
+
+    def press_ctrl_c():
+        os.kill(os.getppid(), signal.SIGINT)
+
+    def when_asked_to_end(*actions):
+        signal.signal(signal.SIGTERM, lambda *_: [action() for action in actions])
+"""
+
+
+@pytest.fixture
+def supervise(capfd):
+    """`supervise(*processes)` runs them; returns the exit code and the lines that were printed."""
+    # The signals are those of the process that runs the tests: put back what happens to them.
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+
+    def supervise(*processes, colour=False):
+        code = Supervisor(processes, colour=colour).run()
+        return code, capfd.readouterr().out.splitlines()
+
+    yield supervise
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def taken_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def python(name, code, **options):
+    return Process(name=name, command=(sys.executable, "-uIS", "-c", dedent(ABILITIES) + code), **options)
+
+
+def change_after(path):
+    """Tell one change of code, as soon as a process has made the file."""
+
+    def changes(ended):
+        while not path.exists():
+            ended.wait(0.05)
+        yield path
+        ended.wait()
+
+    return changes
+
+
+# Processes ------------------------------------------------------------------
+
+
+def test_each_line_tells_which_process_wrote_it(supervise):
+    _, lines = supervise(python("a", "print('one'); print('two', end='')"), python("long", "forever()"))
+    assert {"a    | one", "a    | two"} <= set(lines)
+
+
+def test_names_have_colours_where_there_is_a_terminal(supervise):
+    _, lines = supervise(python("a", "print('one')"), colour=True)
+    assert "\033[36ma |\033[0m one" in lines
+
+
+@pytest.mark.parametrize(("ending", "code"), [("sys.exit(3)", 3), ("os.kill(os.getpid(), signal.SIGKILL)", 137)])
+def test_when_one_ends_all_stop_with_its_exit_code(supervise, ending, code):
+    returned, lines = supervise(python("long", "forever()"), python("short", ending))
+    assert returned == code
+    assert f"dev   | short ended with exit code {code}, so everything stops." in lines
+
+
+def test_ctrl_c_lets_what_has_begun_finish_and_is_no_failure(supervise):
+    finish = "when_asked_to_end(lambda: time.sleep(0.5), lambda: print('done'), sys.exit)"
+    code, lines = supervise(python("task", f"{finish}; press_ctrl_c(); forever()"))
+    assert code == 0
+    assert "task | done" in lines
+
+
+def test_a_second_ctrl_c_waits_for_nothing(supervise):
+    code, _ = supervise(python("deaf", "when_asked_to_end(press_ctrl_c); press_ctrl_c(); forever(); forever()"))
+    assert code == 130
+
+
+def test_what_does_not_end_in_its_time_is_killed(supervise):
+    code, _ = supervise(python("deaf", "when_asked_to_end(); press_ctrl_c(); forever()", stop_seconds=0.2))
+    assert code == 0
+
+
+def test_a_stage_starts_when_the_one_before_is_ready_and_stops_before_it(supervise, tmp_path):
+    ready = tmp_path / "ready"
+    told = "when_asked_to_end(lambda: print('ends'), sys.exit)"
+    base = python("base", f"{told}; print('starts'); open({str(ready)!r}, 'w'); forever()", stage=0, ready=ready.exists)
+    user = python("user", f"{told}; print('starts'); press_ctrl_c(); forever()")
+    _, lines = supervise(user, base)
+    assert [line for line in lines if "|" in line and "dev" not in line] == [
+        "base | starts",
+        "user | starts",
+        "user | ends",
+        "base | ends",
+    ]
+
+
+def test_a_process_starts_again_when_its_code_changes(supervise, tmp_path):
+    ran = tmp_path / "ran"
+    code = f"print('run'); os.path.exists({str(ran)!r}) and press_ctrl_c(); open({str(ran)!r}, 'w'); forever()"
+    _, lines = supervise(python("task", code, changes=change_after(ran)))
+    assert lines.count("task | run") == 2
+
+
+def test_a_mistake_in_changed_code_stops_nothing(supervise, tmp_path):
+    ran, failed = tmp_path / "ran", tmp_path / "failed"
+    fail = f"open({str(failed)!r}, 'w'), sys.exit(1)"
+    task = f"os.path.exists({str(ran)!r}) and [{fail}]; open({str(ran)!r}, 'w'); forever()"
+    other = f"while not os.path.exists({str(failed)!r}): time.sleep(0.05)\ntime.sleep(1); press_ctrl_c(); forever()"
+    code, lines = supervise(python("task", task, changes=change_after(ran)), python("other", other))
+    assert code == 0
+    assert "dev   | task ended with an error, and starts again when its code changes." in lines
+
+
+# Ports ----------------------------------------------------------------------
+
+
+def test_the_port_asked_for_must_be_free(taken_port):
+    with pytest.raises(CommandError, match=f"Port {taken_port} is taken"):
+        dev.processes({"port": str(taken_port)})
+
+
+@pytest.mark.parametrize("port", ["", "0", "65536", "http", "-1"])
+def test_what_is_no_port_is_refused(port):
+    with pytest.raises(CommandError, match="is no port"):
+        dev.processes({"port": port})
+
+
+def test_without_a_wish_the_next_free_port_is_used(taken_port):
+    assert dev.first_free_port(taken_port) > taken_port
+
+
+def test_a_port_is_given_only_once_even_before_anybody_listens(taken_port):
+    assert dev.first_free_port(taken_port) != dev.first_free_port(taken_port)
+
+
+# The command ----------------------------------------------------------------
+
+
+def test_in_production_the_command_refuses(settings):
+    settings.DEBUG = False
+    with pytest.raises(CommandError, match="set DEBUG=1"):
+        call_command("dev")
+
+
+def test_the_command_runs_once_in_a_folder(settings):
+    settings.DEBUG = True
+    with only_one_here(), pytest.raises(CommandError, match="runs in this folder already"):
+        call_command("dev")

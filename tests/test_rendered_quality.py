@@ -1,0 +1,299 @@
+"""What the template renders is what a reviewer would merge: clean, valid, and the same wherever a fact stands twice."""
+
+import ast
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests import template
+from tests.template import label
+
+NAMES = [
+    "Bob's Shop",
+    'The "Best" Shop',
+    "Ünïcode 日本語 ✓",
+    "x" * 80,
+    "back\\slash",
+    "{{ not }} {% a tag %}",
+    "#1: a & b",
+]
+
+
+@pytest.fixture(scope="module")
+def outputs(renderer: template.Renderer) -> dict[str, list[bytes]]:
+    """Every distinct output of every file, over all distinct projects."""
+    found: dict[str, dict[bytes, None]] = {}
+    for answers in template.distinct_answers():
+        for path, content in renderer.project(answers).items():
+            found.setdefault(path, {})[content] = None
+    found.pop(template.ANSWERS_FILE)
+    return {path: list(contents) for path, contents in found.items()}
+
+
+@pytest.fixture(scope="module")
+def variants(outputs: dict[str, list[bytes]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders in which every distinct output of every file stands at its place, beside one of each other file."""
+    root = tmp_path_factory.mktemp("variants")
+    for number in range(max(map(len, outputs.values()))):
+        for path, contents in outputs.items():
+            if number < len(contents) or path == "pyproject.toml":
+                file = root / f"{number:02}" / path
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(contents[min(number, len(contents) - 1)])
+    return root
+
+
+def run(*command: str, cwd: Path) -> str:
+    """Run a tool of this repository's environment; return what it printed if it failed."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(command, cwd=cwd, env=environment, text=True, capture_output=True)
+    return done.stdout + done.stderr if done.returncode else ""
+
+
+def places(variants: Path, *patterns: str) -> list[str]:
+    """The files that match, relative to the folder of all variants."""
+    found = sorted(str(path.relative_to(variants)) for pattern in patterns for path in variants.glob(f"*/{pattern}"))
+    assert found, patterns
+    return found
+
+
+@pytest.mark.parametrize("command", [("check",), ("format", "--check", "--diff")], ids=" ".join)
+def test_python_is_clean_and_formatted_by_the_rules_of_the_project(variants, command):
+    assert not run("ruff", *command, "--no-cache", "--quiet", ".", cwd=variants)
+
+
+def test_html_is_clean_and_formatted(variants):
+    assert not run("djlint", "--check", "--lint", "--quiet", "--configuration", "00/pyproject.toml", "00", cwd=variants)
+
+
+def test_html_is_copied_as_it_is():
+    assert [name for name in template.template_files() if re.search(r"\.(html|txt|css|js)\.jinja$", name)] == []
+
+
+def test_yaml_is_clean(variants):
+    rules = "{extends: default, rules: {document-start: disable, line-length: {max: 130}, truthy: {check-keys: false}}}"
+    files = places(variants, "docker-compose.yml", ".github/workflows/*.yml")
+    assert not run("yamllint", "--strict", "-d", rules, *files, cwd=variants)
+
+
+@pytest.mark.parametrize(
+    "schema, pattern", [("compose-spec", "docker-compose.yml"), ("github-workflows", ".github/workflows/*.yml")]
+)
+def test_yaml_fits_its_schema(variants, schema, pattern):
+    files = places(variants, pattern)
+    assert not run("check-jsonschema", "--builtin-schema", f"vendor.{schema}", *files, cwd=variants)
+
+
+def test_dockerfiles_are_clean(variants):
+    # DL3042: pip's cache is a mount, which is not part of the image.
+    assert not run("hadolint", "--ignore", "DL3042", *places(variants, "Dockerfile"), cwd=variants)
+
+
+def test_make_reads_every_makefile(variants):
+    for path in places(variants, "Makefile"):
+        assert not run("make", "--dry-run", "--makefile", path, "install", "dev", "test", "lint", cwd=variants)
+
+
+@pytest.mark.skipif(not shutil.which("docker"), reason="docker is not on PATH")
+def test_docker_compose_accepts_every_compose_file(variants):
+    if run("docker", "compose", "version", cwd=variants):
+        pytest.skip("docker has no compose plugin")
+    for path, profile in itertools.product(places(variants, "docker-compose.yml"), ("", "flower")):
+        assert not run("docker", "compose", "--profile", profile, "--file", path, "config", "--quiet", cwd=variants)
+
+
+def test_files_end_with_one_newline_and_lines_without_space(outputs):
+    bad = [
+        path
+        for path, contents in outputs.items()
+        for content in contents
+        if content and (not content.endswith(b"\n") or content.endswith(b"\n\n") or re.search(rb"[ \t]\n", content))
+    ]
+    assert bad == []
+
+
+def test_no_two_blank_lines_outside_of_python(outputs):
+    bad = [path for path, contents in outputs.items() if not path.endswith(".py") and b"\n\n\n" in b"".join(contents)]
+    assert bad == []
+
+
+# Compose --------------------------------------------------------------------
+
+
+def compose_files(outputs: dict[str, list[bytes]]) -> Iterator[dict[str, Any]]:
+    for content in outputs["docker-compose.yml"]:
+        yield yaml.safe_load(content)
+
+
+def compose_faults(compose: dict[str, Any]) -> Iterator[str]:
+    """Yield a sentence for each fault that no schema sees."""
+    services = compose["services"]
+    if "version" in compose:
+        yield "version: is obsolete"
+    used = {volume.split(":")[0] for service in services.values() for volume in service.get("volumes", [])}
+    if unused := set(compose["volumes"]) - used:
+        yield f"volumes nobody uses: {unused}"
+    if undeclared := {name for name in used if not name.startswith(".")} - set(compose["volumes"]):
+        yield f"volumes nobody declares: {undeclared}"
+    for name, service in services.items():
+        once = service.get("restart") == "no"
+        if not once and "healthcheck" not in service:
+            yield f"{name}: no health check"
+        if not once and service.get("restart") != "unless-stopped":
+            yield f"{name}: restart is {service.get('restart')}"
+        for port in service.get("ports", []):
+            if not re.fullmatch(r"127\.0\.0\.1:\$\{[A-Z]+_PORT:-\d+\}:\d+", port):
+                yield f"{name}: {port} is not on 127.0.0.1 from a variable"
+        if "image" in service and not re.search(r":\d", service["image"]):
+            yield f"{name}: {service['image']} is not pinned"
+        if service.get("command", "").startswith("celery"):
+            if not service.get("init") or "stop_grace_period" not in service:
+                yield f"{name}: needs init and stop_grace_period"
+            if "user" not in service:
+                yield f"{name}: runs as root"
+        for other, condition in service.get("depends_on", {}).items():
+            if other not in services:
+                yield f"{name}: waits for {other}, which is not there"
+            elif condition["condition"] == "service_healthy" and "healthcheck" not in services[other]:
+                yield f"{name}: waits for the health of {other}, which has no check"
+            elif condition["condition"] == "service_completed_successfully" and services[other]["restart"] != "no":
+                yield f"{name}: waits for the end of {other}, which never ends"
+        needed = {"release"} | {"redis", "rabbitmq"} & set(services)
+        if service.get("command", "").startswith("celery") and not needed <= set(service["depends_on"]):
+            yield f"{name}: does not wait for broker and release"
+    if "redis" in services and "--appendonly yes --maxmemory-policy noeviction" not in services["redis"]["command"]:
+        yield "redis: forgets or evicts tasks"
+    if "flower" in services and services["flower"].get("profiles") != ["flower"]:
+        yield "flower: is no profile of its own"
+    if ("worker" in services) != ("beat" in services):
+        yield "worker without beat"
+
+
+def test_compose_files_hold_together(outputs):
+    faults = [fault for compose in compose_files(outputs) for fault in compose_faults(compose)]
+    assert faults == []
+
+
+BREAK_COMPOSE = {
+    "version: is obsolete": lambda compose: compose.update(version="3"),
+    "volumes nobody uses": lambda compose: compose["volumes"].update(left={}),
+    "volumes nobody declares": lambda compose: compose["volumes"].clear(),
+    "no health check": lambda compose: compose["services"]["web"].pop("healthcheck"),
+    "restart is": lambda compose: compose["services"]["worker"].pop("restart"),
+    "is not on 127.0.0.1": lambda compose: compose["services"]["web"].update(ports=["8000:8000"]),
+    "is not pinned": lambda compose: compose["services"]["postgres"].update(image="postgres"),
+    "needs init": lambda compose: compose["services"]["worker"].pop("init"),
+    "runs as root": lambda compose: compose["services"]["beat"].pop("user"),
+    "which is not there": lambda compose: compose["services"].pop("redis"),
+    "which never ends": lambda compose: compose["services"]["release"].update(restart="unless-stopped"),
+    "which has no check": lambda compose: compose["services"]["redis"].pop("healthcheck"),
+    "does not wait for broker": lambda compose: compose["services"]["worker"]["depends_on"].pop("redis"),
+    "forgets or evicts": lambda compose: compose["services"]["redis"].update(command="redis-server"),
+    "no profile": lambda compose: compose["services"]["flower"].pop("profiles"),
+    "worker without beat": lambda compose: compose["services"].pop("beat"),
+}
+
+
+@pytest.mark.parametrize("fault", BREAK_COMPOSE)
+def test_the_check_of_compose_files_finds(renderer, fault):
+    compose = yaml.safe_load(renderer.project(template.DEFAULTS)["docker-compose.yml"])
+    BREAK_COMPOSE[fault](compose)
+    assert any(fault in found for found in compose_faults(compose))
+
+
+# Conditions -----------------------------------------------------------------
+
+
+def jinja_sources() -> Iterator[tuple[str, str]]:
+    for name in template.template_files():
+        if name.endswith(".jinja"):
+            yield name, (template.ROOT / "template" / name).read_text()
+
+
+def test_templates_test_features_only():
+    bad = [
+        f"{name}: {test}"
+        for name, source in jinja_sources()
+        for test in re.findall(r"\{% (?:el)?if (.*?) %\}", source)
+        if not re.fullmatch(r"(not )?features\.\w+( (and|or) (not )?features\.\w+)*", test)
+    ]
+    assert bad == []
+
+
+def test_conditions_are_few_flat_and_on_lines_of_their_own():
+    for name, source in jinja_sources():
+        assert source.count("{% if ") <= 8, name
+        depth = 0
+        for line in source.splitlines():
+            if "{% if " in line or "{% endif" in line or "{% else" in line:
+                assert re.fullmatch(r"\{% (if .*|endif|else) %\}", line), f"{name}: {line}"
+            depth += line.count("{% if ") - line.count("{% endif")
+            assert depth <= 1, f"{name}: {line}"
+
+
+def test_no_block_of_celery_ends_a_list(outputs):
+    """People append to lists: the last entry has to be one that stays."""
+    for content in outputs["pyproject.toml"]:
+        project = tomllib.loads(content.decode())
+        assert project["project"]["dependencies"][-1].startswith("whitenoise")
+        assert project["dependency-groups"]["dev"][-1].startswith("ruff")
+    for content in outputs["docker-compose.yml"]:
+        compose = yaml.safe_load(content)
+        assert list(compose["services"])[-1] in ("postgres", "web")
+        assert list(compose["volumes"])[-1] == "postgres-data"
+
+
+# Names ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_survives_everywhere(renderer, name):
+    answers = template.DEFAULTS | {"project_name": name, "description": name, "author_name": name}
+    files = renderer.project(answers)
+    settings = ast.parse(files["acme/settings.py"])
+    values = {
+        node.targets[0].id: node.value.value
+        for node in settings.body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.Constant)
+    }
+    assert values["PROJECT_NAME"] == name
+    project = tomllib.loads(files["pyproject.toml"].decode())["project"]
+    assert (project["description"], project["authors"][0]["name"]) == (name, name)
+    assert files["README.md"].decode().startswith(f"# {name}\n\n{name}\n")
+    assert yaml.safe_load(files[template.ANSWERS_FILE])["project_name"] == name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_keeps_python_formatted(renderer, tmp_path, name):
+    files = renderer.project(template.DEFAULTS | {"project_name": name})
+    for path in ("acme/settings.py", "acme/urls.py", "pyproject.toml"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(files[path])
+    assert not run("ruff", "format", "--check", "--diff", "--no-cache", "--quiet", ".", cwd=tmp_path)
+
+
+def test_image_tags_are_the_same_everywhere(outputs):
+    text = b"".join(itertools.chain.from_iterable(outputs.values())).decode()
+    tags: dict[str, set[str]] = {}
+    for image, tag in re.findall(r"(?:image: |FROM |--from=)([\w./-]+):([\w.-]+)", text):
+        tags.setdefault(image, set()).add(tag)
+    tags.pop("python")
+    assert {image: found for image, found in tags.items() if len(found) > 1} == {}
+
+
+@pytest.mark.parametrize("answers", template.pair_cover()[:3], ids=label)
+def test_generation_gives_the_same_bytes_each_time(template_repo, tmp_path, answers):
+    one, two = (template.tree(template.copy(template_repo, tmp_path / name / "acme", **answers)) for name in "ab")
+    assert one == two
