@@ -154,7 +154,7 @@ def compose_faults(compose: dict[str, Any]) -> Iterator[str]:
         for port in service.get("ports", []):
             if not re.fullmatch(r"127\.0\.0\.1:\$\{[A-Z]+_PORT:-\d+\}:\d+", port):
                 yield f"{name}: {port} is not on 127.0.0.1 from a variable"
-        if "image" in service and not re.search(r":\d", service["image"]):
+        if "image" in service and not re.search(r":\w", service["image"]):
             yield f"{name}: {service['image']} is not pinned"
         if service.get("command", "").startswith("celery"):
             if not service.get("init") or "stop_grace_period" not in service:

@@ -10,8 +10,8 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from apps.web import dev
-from apps.web.dev import Process, Supervisor
 from apps.web.management.commands.dev import only_one_here
+from apps.web.supervisor import Process, Supervisor
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals.")
 

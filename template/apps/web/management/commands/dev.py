@@ -15,7 +15,7 @@ from django.core.management import BaseCommand, CommandError, call_command
 from django.core.management.color import supports_color
 from django.utils.module_loading import module_has_submodule
 
-from apps.web.dev import Process, Supervisor
+from apps.web.supervisor import Process, Supervisor
 
 try:
     import fcntl

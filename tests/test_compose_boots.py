@@ -1,0 +1,184 @@
+"""`docker compose up --wait` of a rendered project starts everything, and tasks go through it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import template
+from tests.browser import PATIENCE_SECONDS, Browser, free_port
+
+PASSWORD = "someone:a-secret"
+OWNER = 1000
+PORTS = ("FLOWER_PORT", "POSTGRES_PORT", "RABBITMQ_PORT", "REDIS_PORT", "WEB_PORT")
+# Every second, written as an administrator would in the admin.
+SCHEDULE = """
+from django_celery_beat.models import IntervalSchedule, PeriodicTask
+every, _ = IntervalSchedule.objects.get_or_create(every=1, period="seconds")
+PeriodicTask.objects.create(name="often", task="acme.tasks.say_good_morning", interval=every)
+"""
+
+
+def engine_is_there() -> bool:
+    return all(
+        shutil.which("docker") and subprocess.run(["docker", *command], capture_output=True).returncode == 0
+        for command in (["info"], ["compose", "version"])
+    )
+
+
+pytestmark = [
+    pytest.mark.containers,
+    pytest.mark.skipif("not engine_is_there()", reason="no Docker engine with Compose v2 answers"),
+]
+
+
+class Stack:
+    """A rendered project in containers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ports = {name: free_port() for name in PORTS}
+        self.environment = os.environ | {name: str(port) for name, port in self.ports.items()}
+        self.environment |= {
+            "COMPOSE_PROJECT_NAME": f"proof{os.getpid()}{self.ports['WEB_PORT']}",
+            "FLOWER_BASIC_AUTH": PASSWORD,
+            "HOST_UID": str(OWNER),
+            "HOST_GID": str(OWNER),
+        }
+
+    def compose(self, *arguments: str) -> str:
+        """Run docker compose with the profile of Flower; return what it printed, fail if it fails."""
+        command = ["docker", "compose", "--profile", "flower", *arguments]
+        done = subprocess.run(command, cwd=self.folder, env=self.environment, text=True, capture_output=True)
+        assert done.returncode == 0, done.stdout + done.stderr + (self.logs() if arguments[0] == "up" else "")
+        return done.stdout
+
+    def logs(self, *services: str) -> str:
+        command = ["docker", "compose", "--profile", "flower", "logs", "--no-color", *services]
+        return subprocess.run(command, cwd=self.folder, env=self.environment, text=True, capture_output=True).stdout
+
+    def inspect(self, service: str) -> dict:
+        [container] = self.compose("ps", "--all", "--quiet", service).split()
+        return json.loads(subprocess.check_output(["docker", "inspect", container]))[0]
+
+    def says(self, service: str, pattern: str) -> bool:
+        """Wait until the log of a service matches."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not re.search(pattern, self.logs(service)) and time.monotonic() < deadline:
+            time.sleep(1)
+        return bool(re.search(pattern, self.logs(service)))
+
+
+def started(folder: Path) -> Iterator[Stack]:
+    stack = Stack(folder)
+    for path in [folder, *folder.rglob("*")]:
+        os.chown(path, OWNER, OWNER) if os.geteuid() == 0 else None
+    try:
+        stack.compose("up", "--build", "--wait")
+        yield stack
+    finally:
+        stack.compose("down", "--volumes", "--timeout", "5", "--rmi", "local")
+
+
+@pytest.fixture(scope="module")
+def redis_stack(template_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    yield from started(template.copy(template_repo, tmp_path_factory.mktemp("redis") / "acme"))
+
+
+@pytest.fixture(scope="module")
+def rabbitmq_stack(template_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    answers = {"celery_broker": "rabbitmq", "package_manager": "pip"}
+    yield from started(template.copy(template_repo, tmp_path_factory.mktemp("rabbitmq") / "acme", **answers))
+
+
+@pytest.fixture(params=["redis", "rabbitmq"])
+def stack(request: pytest.FixtureRequest) -> Stack:
+    return request.getfixturevalue(f"{request.param}_stack")
+
+
+SERVICES = ["beat", "flower", "postgres", "redis", "web", "worker"]
+
+
+def test_a_task_from_the_home_page_runs_in_the_worker_container(stack):
+    assert Browser(f"http://127.0.0.1:{stack.ports['WEB_PORT']}").run_task(20, 22) == "42"
+    assert stack.says("worker", r"acme\.tasks\.add\[\S+\] succeeded")
+
+
+def test_a_scheduled_task_goes_through_beat(stack):
+    stack.compose("exec", "-T", "web", "python", "manage.py", "shell", "-c", SCHEDULE)
+    assert stack.says("beat", r"Sending due task often \(acme\.tasks\.say_good_morning\)")
+    assert stack.says("worker", r"acme\.tasks\.say_good_morning\[\S+\] succeeded")
+
+
+def test_flower_asks_for_its_password(stack):
+    flower = Browser(f"http://127.0.0.1:{stack.ports['FLOWER_PORT']}")
+    assert flower.get("/")[0] == 401
+    assert flower.get("/", password="someone:else")[0] == 401
+    status, page = flower.get("/", password=PASSWORD)
+    assert status == 200 and "Flower" in page
+
+
+def test_flower_without_a_password_does_not_start(redis_stack):
+    command = ["run", "--rm", "--no-deps", "-T", "-e", "FLOWER_BASIC_AUTH=", "flower"]
+    with pytest.raises(AssertionError, match="set FLOWER_BASIC_AUTH=user:password"):
+        redis_stack.compose(*command)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_every_service_is_healthy_and_comes_back_when_it_dies(redis_stack, service):
+    container = redis_stack.inspect(service)
+    assert container["State"]["Health"]["Status"] == "healthy"
+    assert container["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped"
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_ports_are_published_on_this_machine_alone(redis_stack, service):
+    published = redis_stack.inspect(service)["NetworkSettings"]["Ports"]
+    assert {binding["HostIp"] for bindings in published.values() for binding in bindings or []} <= {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("service", ["beat", "flower", "web", "worker"])
+def test_containers_do_not_run_as_root_and_their_files_belong_to_the_host_user(redis_stack, service):
+    script = f"import os, pathlib; pathlib.Path('{service}.txt').write_text('x'); print(os.getuid())"
+    assert redis_stack.compose("exec", "-T", service, "python", "-c", script).strip() == str(OWNER)
+    assert (redis_stack.folder / f"{service}.txt").stat().st_uid == OWNER
+
+
+@pytest.mark.parametrize("service", ["beat", "flower", "worker"])
+def test_celery_gets_signals_and_the_time_to_end(redis_stack, service):
+    container = redis_stack.inspect(service)
+    assert container["HostConfig"]["Init"] is True
+    assert container["Config"]["StopTimeout"] >= 10
+
+
+def test_the_queue_is_written_to_disk_and_never_evicted(redis_stack):
+    config = [
+        redis_stack.compose("exec", "-T", "redis", "redis-cli", "config", "get", name)
+        for name in ("appendonly", "maxmemory-policy")
+    ]
+    assert [text.split()[1] for text in config] == ["yes", "noeviction"]
+
+
+def test_the_image_starts_the_web_server_and_holds_no_history_or_secret(redis_stack):
+    image = redis_stack.inspect("worker")["Image"]
+    config = json.loads(subprocess.check_output(["docker", "inspect", image]))[0]["Config"]
+    assert config["Cmd"][:2] == ["gunicorn", "acme.wsgi"]
+    assert config["User"] not in ("", "root", "0")
+    # Without the folder of the host over it: what is in the image itself.
+    listing = subprocess.check_output(["docker", "run", "--rm", image, "ls", "-A", "/app"], text=True).split()
+    assert {".git", ".env", "db.sqlite3"} & set(listing) == set()
+    assert {"manage.py", "staticfiles"} <= set(listing)
+
+
+def test_the_image_serves_in_production(redis_stack):
+    image = redis_stack.inspect("worker")["Image"]
+    refused = subprocess.run(["docker", "run", "--rm", image], text=True, capture_output=True)
+    assert refused.returncode != 0
+    for name in ("ALLOWED_HOSTS", "CELERY_BROKER_URL", "SECRET_KEY"):
+        assert name in refused.stderr
