@@ -279,7 +279,7 @@ def test_changed_code_restarts_the_worker_after_its_task_and_a_mistake_stops_not
 
 
 def test_two_checkouts_run_side_by_side_but_not_one_twice(acme):
-    other = shutil.copytree(acme, acme.parent / "other", ignore=shutil.ignore_patterns(".venv", ".broker"))
+    other = shutil.copytree(acme, acme.parent / "other", ignore=shutil.ignore_patterns(".venv", ".dev"))
     with taken(8000), dev(acme, "--skip-checks") as one, dev(other, "--skip-checks") as two:
         ports = {web_port(terminal) for terminal in (one, two)}
         assert len(ports) == 2 and 8000 not in ports

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BROKER_VARIABLES = ("CELERY_BROKER_URL", "REDIS_URL")
-DATA_DIRECTORY = ".broker"
+DATA_DIRECTORY = ".dev"
 
 
 @dataclass(frozen=True)
