@@ -558,6 +558,8 @@ def test_each_change_wakes_beat(run, entries):
 @pytest.mark.django_db(transaction=True)
 def test_a_running_beat_takes_a_change_up_without_a_restart(run, monkeypatch):
     sent = []
+    # All of beat but the way to the broker.
+    monkeypatch.setattr(DatabaseScheduler, "producer", None)
     monkeypatch.setattr(DatabaseScheduler, "apply_async", lambda self, task, **options: sent.append(task.name))
     run({"hourly": entry()})
     # A thread has a database connection of its own, as the process of beat has.
@@ -568,5 +570,6 @@ def test_a_running_beat_takes_a_change_up_without_a_restart(run, monkeypatch):
         run({"hourly": entry(schedule=0.000_001)})
         for _ in range(3):
             beat.submit(scheduler.tick).result()
+        beat.submit(scheduler.close).result()
         beat.submit(connections.close_all).result()
     assert "hourly" in sent
