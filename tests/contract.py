@@ -111,8 +111,6 @@ CONTRACT = [
     Row("apps/tasks/__init__.py", None, has_celery),
     Row("apps/tasks/dev.py", "def flower_process", flower),
     Row("apps/tasks/dev.py", "        flower_process(),\n", flower),
-    Row("apps/tasks/dev.py", "import Process, first_free_port\n", flower),
-    Row("apps/tasks/dev.py", "import Process\n", both(has_celery, not_(flower))),
     Row("apps/tasks/management/commands/bootstrap_celery_tasks.py", None, has_celery),
     Row("apps/users/models.py", None, always),
     Row("apps/web/management/commands/dev.py", None, always),
