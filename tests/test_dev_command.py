@@ -200,7 +200,7 @@ def test_one_command_runs_everything_and_ctrl_c_waits_for_the_task(complete):
     with Terminal(complete, ["uv", "run", "manage.py", "dev", "--port", str(free_port())], environment()) as terminal:
         web = terminal.shows(r"web +(http://127\.0\.0\.1:\d+/)\n")[1]
         flower = terminal.shows(r"flower +(http://127\.0\.0\.1:\d+/)\n")[1]
-        terminal.shows(r"broker +redis://127\.0\.0\.1:2\d{4}/0 \(.*, data in \.broker\)\n")
+        terminal.shows(r"broker +redis://127\.0\.0\.1:2\d{4}/0 \(.*, data in \.dev\)\n")
         terminal.shows(READY)
         assert wait_until(lambda: get(web) == 200 and get(flower) == 200), terminal.text
         task = begun(complete, "ctrl-c")

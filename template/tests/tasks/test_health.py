@@ -5,6 +5,7 @@ import pytest
 pytest.importorskip("celery")
 
 from celery import Celery, current_app
+from celery.beat import BeatPidbox, Service
 from celery.contrib.testing.worker import start_worker
 
 from apps.tasks import health
@@ -46,6 +47,17 @@ def test_workers_cannot_be_asked_without_the_broker(nobody_listens):
 def test_no_worker_is_reported(app_in_memory):
     with pytest.raises(Unhealthy, match="no worker answers"):
         health.a_worker_replies()
+
+
+def test_beat_is_no_worker(app_in_memory):
+    beat = BeatPidbox(Service(app_in_memory))
+    beat.start()
+    try:
+        assert app_in_memory.control.inspect(timeout=5, limit=1).ping()
+        with pytest.raises(Unhealthy, match="no worker answers"):
+            health.a_worker_replies()
+    finally:
+        beat.stop()
 
 
 def test_one_worker_is_enough(app_in_memory):
