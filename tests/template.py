@@ -10,11 +10,11 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import copier
 import yaml
@@ -24,6 +24,8 @@ from pathspec import GitIgnoreSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 ANSWERS_FILE = ".copier-answers.yml"
+# As the template spells its name.
+ANSWERS_FILE_NAME = "_copier_conf.answers_file"
 
 Answers = dict[str, Any]
 # What a file is: its permission bits and its content.
@@ -40,6 +42,7 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
     "package_manager": ("uv", "pip"),
     "python_version": ("3.11", "3.12", "3.13", "3.14"),
     "docker_mode": ("full", "services", "none"),
+    "use_async": (False, True),
     "use_background_tasks": (False, True),
     "subscriptions": ("none", "standard", "per_unit"),
     "use_ai_chat": (False, True),
@@ -47,6 +50,7 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
     "celery_broker": ("redis", "rabbitmq"),
     "use_flower": (True, False),
 }
+# The first choice of each: Celery, and nothing that forces it. Copier's own defaults add the background-task example.
 DEFAULTS: Answers = TEXTS | {name: choices[0] for name, choices in SWITCHES.items()}
 
 # Answers under which Celery leaves, and each feature that keeps it.
@@ -141,8 +145,8 @@ def snapshot(destination: Path) -> Path:
 
 
 def copy(template: Path, destination: Path, **answers: Any) -> Path:
-    """Generate a project as `copier copy --defaults --data …` does; returns its folder."""
-    copier.run_copy(str(template), destination, data=TEXTS | answers, defaults=True, quiet=True)
+    """Generate a project of these answers, and DEFAULTS for the rest; returns its folder."""
+    copier.run_copy(str(template), destination, data=DEFAULTS | answers, defaults=True, quiet=True)
     return destination
 
 
@@ -175,6 +179,9 @@ class Renderer:
         self.environment = environment or make_environment()
         # Compiling a string costs more than rendering it.
         self.compiled = cache(self.environment.from_string)
+        # A file is rendered once for all answers that agree on what it reads, and paths once for what is left out.
+        self.rendered: dict[tuple, str] = {}
+        self.included: dict[tuple[str, str], list[tuple[str, str]]] = {}
 
     def string(self, text: str, context: Mapping[str, Any]) -> str:
         """Render one string of copier.yml."""
@@ -200,22 +207,30 @@ class Renderer:
             and self.string(str(question.get("ask", True)), context) not in ("False", "[]", "")
         ]
 
-    def left_out(self, context: Mapping[str, Any]) -> GitIgnoreSpec:
-        """What `_exclude` leaves out."""
-        patterns = [self.string(pattern, context) for pattern in settings()["_exclude"]]
-        return GitIgnoreSpec.from_lines("\n".join(patterns).splitlines())
+    def left_out(self, context: Mapping[str, Any]) -> str:
+        """What `_exclude` leaves out: patterns as in a .gitignore, one a line."""
+        return "\n".join(self.string(pattern, context) for pattern in settings()["_exclude"])
 
     def file(self, name: str, context: Mapping[str, Any]) -> str:
         """Render one file of the template, by its path below `template/`."""
-        return self.environment.get_template(f"template/{name}").render(context)
+        template = f"template/{name}"
+        if ANSWERS_FILE_NAME in name:
+            return self.environment.get_template(template).render(context)
+        read = names_read(name)
+        key = (name, *(str(context["features"][feature]) for feature in read.features))
+        key += tuple(context[name] for name in TEXTS) + ((str(context["commands"]),) if read.commands else ())
+        if key not in self.rendered:
+            self.rendered[key] = self.environment.get_template(template).render(context)
+        return self.rendered[key]
 
-    def paths(self, context: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    def paths(self, context: Mapping[str, Any]) -> list[tuple[str, str]]:
         """The files of the project, each with the file of the template that it is made of."""
-        left_out = self.left_out(context)
-        for name in template_files():
-            path = self.string(name, context).removesuffix(".jinja")
-            if not left_out.match_file(path):
-                yield path, name
+        key = self.left_out(context), context["project_slug"]
+        if key not in self.included:
+            left_out = GitIgnoreSpec.from_lines(key[0].splitlines())
+            made = ((self.string(name, context).removesuffix(".jinja"), name) for name in template_files())
+            self.included[key] = [(path, name) for path, name in made if not left_out.match_file(path)]
+        return self.included[key]
 
     def project(self, answers: Answers) -> dict[str, bytes]:
         """The whole project, by path."""
@@ -261,10 +276,17 @@ def raw(name: str) -> bytes:
     return (ROOT / "template" / name).read_bytes()
 
 
-def features_read(source: str, environment: SandboxedEnvironment) -> set[str]:
-    """The keys of `features` that a template's text reads."""
-    return {
-        node.attr
-        for node in environment.parse(source).find_all(nodes.Getattr)
-        if isinstance(node.node, nodes.Name) and node.node.name == "features"
-    }
+class Read(NamedTuple):
+    """What a file of the template reads: keys of `features`, and whether it reads `commands`."""
+
+    features: tuple[str, ...]
+    commands: bool
+
+
+@cache
+def names_read(name: str) -> Read:
+    """What a file of the template reads, by its path below `template/`."""
+    tree = make_environment().parse(raw(name).decode())
+    read = [(node.node.name, node.attr) for node in tree.find_all(nodes.Getattr) if isinstance(node.node, nodes.Name)]
+    features = {attribute for mapping, attribute in read if mapping == "features"}
+    return Read(tuple(sorted(features)), any(mapping == "commands" for mapping, _ in read))

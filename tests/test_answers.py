@@ -56,7 +56,7 @@ def test_the_broker_and_flower_answers_are_kept_while_celery_is_off(render):
 )
 def test_the_message_after_copy_says_why_celery_is_on(template_repo, tmp_path, capsys, forcing, reason):
     copier.run_copy(
-        str(template_repo), tmp_path / "acme", data=template.TEXTS | OFF | forcing, defaults=True, quiet=False
+        str(template_repo), tmp_path / "acme", data=template.DEFAULTS | OFF | forcing, defaults=True, quiet=False
     )
     assert f"Celery is required by {reason}" in capsys.readouterr().err
 
@@ -65,7 +65,7 @@ def test_the_message_after_copy_says_why_celery_is_on(template_repo, tmp_path, c
 def test_the_message_after_copy_names_the_command_that_runs_the_project(
     template_repo, tmp_path, capsys, package_manager, command
 ):
-    answers = template.TEXTS | {"package_manager": package_manager}
+    answers = template.DEFAULTS | {"package_manager": package_manager}
     copier.run_copy(str(template_repo), tmp_path / "acme", data=answers, defaults=True, quiet=False)
     assert command in capsys.readouterr().err
 
@@ -76,7 +76,7 @@ def test_computed_values_cannot_be_set(template_repo, tmp_path, name):
     assert not (tmp_path / "acme").exists()
 
 
-@pytest.mark.parametrize("name", ["use_ai_chat", "use_background_tasks", "use_celery", "use_flower"])
+@pytest.mark.parametrize("name", ["use_ai_chat", "use_async", "use_background_tasks", "use_celery", "use_flower"])
 @pytest.mark.parametrize("answer", NEITHER_YES_NOR_NO)
 def test_what_is_neither_yes_nor_no_is_refused(template_repo, tmp_path, name, answer):
     assert f"{name}: {answer} is neither yes nor no" in refusal(template_repo, tmp_path / "acme", **{name: answer})
@@ -133,6 +133,14 @@ def test_a_text_that_is_no_line_is_refused(template_repo, tmp_path, name, text):
 @pytest.mark.parametrize("address", NO_ADDRESSES)
 def test_what_is_no_address_is_refused(template_repo, tmp_path, address):
     assert "is no e-mail address" in refusal(template_repo, tmp_path / "acme", author_email=address)
+
+
+def test_who_answers_nothing_gets_celery_and_the_background_task_example(template_repo, tmp_path):
+    copier.run_copy(str(template_repo), tmp_path / "acme", defaults=True, quiet=True)
+    features = recorded(tmp_path / "acme")["features"]
+    assert {name for name, value in features.items() if value is True} == {
+        *("background_tasks", "celery", "containers", "flower", "redis", "services", "uv")
+    }
 
 
 def test_every_question_has_help_a_default_and_where_it_is_open_a_validator():

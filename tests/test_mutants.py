@@ -124,17 +124,23 @@ def valid_for_one_python() -> tuple[Answers, ...]:
     return tuple(answers for answers in template.valid_answers() if answers["python_version"] == "3.13")
 
 
+@cache
+def plain() -> Renderer:
+    """The renderer of the template as it is."""
+    return Renderer()
+
+
 def file_breaches(renderer: Renderer, name: str) -> Iterator[str]:
     """Check one template file on every distinct output that it has."""
-    original = Renderer()
+    original = plain()
     path = original.string(name, original.context(template.DEFAULTS)).removesuffix(".jinja")
     rows = [row for row in contract.CONTRACT if row.path == path and row.text]
-    read = template.features_read((ROOT / "template" / name).read_text(), original.environment)
+    read = template.names_read(name)
     seen = set()
     for answers in template.distinct_answers():
         context = original.context(answers)
-        key = tuple(context["features"].get(feature) for feature in sorted(read | {"uv", "celery"}))
-        if key in seen or original.left_out(context).match_file(path):
+        key = (*(context["features"][feature] for feature in read.features), read.commands and str(context["commands"]))
+        if key in seen or (path, name) not in original.paths(context):
             continue
         seen.add(key)
         yield from contract.breaches(answers, {path: renderer.file(name, context).encode()}, rows)

@@ -50,6 +50,44 @@ def test_flower_off_leaves_no_word(renderer):
     assert not found, "\n".join(sorted(found))
 
 
+def test_the_background_task_example_off_leaves_no_word(renderer):
+    off = [answers for answers in template.pair_cover() if not answers["use_background_tasks"]]
+    words = re.compile(r"apps[./]jobs|tests/jobs|jobs[:_/.]\w|\bstalled|\bjobs? ", re.IGNORECASE)
+    found = {trace for answers in off for trace in traces(renderer.project(answers), words)}
+    assert not found, "\n".join(sorted(found))
+
+
+def test_the_ai_chat_off_leaves_no_word(renderer):
+    off = [answers for answers in template.pair_cover() if not answers["use_ai_chat"]]
+    words = re.compile(r"\bchats?\b|chat_|pydantic|openai|\bnh3\b|markdown.it|\bai\b|_ai_", re.IGNORECASE)
+    found = {trace for answers in off for trace in traces(renderer.project(answers), words)}
+    assert not found, "\n".join(sorted(found))
+
+
+@pytest.mark.parametrize(
+    "use_async, words", [(False, r"uvicorn\[|uvicorn acme|eventsource|/streaming\b"), (True, "gunicorn")]
+)
+def test_one_kind_of_server_leaves_no_word_of_the_other(renderer, use_async, words):
+    chosen = [answers for answers in template.pair_cover() if answers["use_async"] is use_async]
+    words = re.compile(words, re.IGNORECASE)
+    found = {trace for answers in chosen for trace in traces(renderer.project(answers), words)}
+    assert not found, "\n".join(sorted(found))
+
+
+def test_subscriptions_off_leave_no_word(renderer):
+    off = [answers for answers in template.pair_cover() if answers["subscriptions"] == "none"]
+    words = re.compile(r"stripe|subscription|\bteams?\b|\bseats?\b|invitation|billing|pricing", re.IGNORECASE)
+    found = {trace for answers in off for trace in traces(renderer.project(answers), words)}
+    assert not found, "\n".join(sorted(found))
+
+
+def test_subscriptions_of_one_price_leave_no_word_of_seats_at_stripe(renderer):
+    standard = [answers for answers in template.pair_cover() if answers["subscriptions"] == "standard"]
+    words = re.compile(r"proration|sync.subscriptions|sync_team|seats\.py|\.seats import", re.IGNORECASE)
+    found = {trace for answers in standard for trace in traces(renderer.project(answers), words)}
+    assert not found, "\n".join(sorted(found))
+
+
 @pytest.mark.parametrize("broker, other", [("redis", "rabbitmq|amqp"), ("rabbitmq", "redis-data|redis:8")])
 def test_one_broker_leaves_no_word_of_the_other(renderer, broker, other):
     answers = template.DEFAULTS | {"celery_broker": broker}
@@ -78,8 +116,9 @@ def variables_offered(example: str) -> set[str]:
 @pytest.mark.parametrize("answers", template.pair_cover(), ids=label)
 def test_every_variable_that_is_offered_is_read_and_the_reverse(renderer, answers):
     files = {path: content.decode() for path, content in renderer.project(answers).items()}
-    # Flower reads its variables itself.
+    # Flower and the client of a model read their variables themselves.
     own = {"FLOWER_BASIC_AUTH"} if "flowerconfig.py" in files else set()
+    own |= {"OPENAI_API_KEY"} if "apps/chat/ai.py" in files else set()
     assert variables_offered(files[".env.example"]) == variables_read(files["acme/settings.py"]) | own
 
 

@@ -1,7 +1,31 @@
+from dataclasses import dataclass
+
+from django.apps import apps
 from django.conf import settings
 from django.http import HttpRequest
+from django.urls import reverse
+
+
+@dataclass(frozen=True)
+class MenuEntry:
+    """One link in the header of every page."""
+
+    title: str
+    url: str
+    is_current: bool
 
 
 def project(request: HttpRequest) -> dict[str, str]:
     """Give every template the name of the project, as PROJECT_NAME."""
     return {"PROJECT_NAME": settings.PROJECT_NAME}
+
+
+def menu(request: HttpRequest) -> dict[str, list[MenuEntry]]:
+    """Give every template the menu that signed-in users see, as MENU.
+
+    An app adds entries by the attribute `menu` of its AppConfig, pairs of a title and the name of a URL. They stand in
+    the order of INSTALLED_APPS; an entry is the current one on its own page and on those below it.
+    """
+    pairs = [pair for config in apps.get_app_configs() for pair in getattr(config, "menu", [])]
+    urls = [(title, reverse(url_name)) for title, url_name in pairs]
+    return {"MENU": [MenuEntry(title, url, request.path.startswith(url)) for title, url in urls]}

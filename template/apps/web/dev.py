@@ -4,6 +4,7 @@ An installed app takes part with a module `dev` that has a function `processes(o
 something must be done first, `prepare(options)`. The options are those of the command.
 """
 
+import importlib.util
 import os
 import socket
 import sys
@@ -18,8 +19,22 @@ from .supervisor import Process
 def processes(options: dict[str, Any]) -> list[Process]:
     """Return the web server, on the port asked for, or else on 8000 or the next free one."""
     port = first_free_port(8000) if options["port"] is None else asked_port(options["port"])
-    command = (sys.executable, str(settings.BASE_DIR / "manage.py"), "runserver", f"127.0.0.1:{port}")
-    return [Process(name="web", command=command, note=f"http://127.0.0.1:{port}/")]
+    return [Process(name="web", command=server_command(port), note=f"http://127.0.0.1:{port}/")]
+
+
+def server_command(port: int) -> tuple[str, ...]:
+    """Return the command of a server that loads changed code: uvicorn where the project has it, else Django's own."""
+    if importlib.util.find_spec("uvicorn") is None:
+        return (sys.executable, str(settings.BASE_DIR / "manage.py"), "runserver", f"127.0.0.1:{port}")
+    application = f"{settings.ROOT_URLCONF.partition('.')[0]}.asgi:application"
+    # Only our own folders: a virtual environment inside the project changes with every package.
+    watched = [path for path in settings.BASE_DIR.iterdir() if path.name == "templates" or any(path.glob("*.py"))]
+    return (
+        *(sys.executable, "-m", "uvicorn", application, "--host=127.0.0.1", f"--port={port}"),
+        *("--reload", "--reload-include=*.html", *(f"--reload-dir={path}" for path in sorted(watched))),
+        # A page that streams does not hold up the next code, or the end.
+        "--timeout-graceful-shutdown=2",
+    )
 
 
 # Ports ----------------------------------------------------------------------

@@ -1,8 +1,11 @@
 """Middleware of this project."""
 
 from asgiref.sync import iscoroutinefunction
+from django.conf import settings
 from django.http import HttpRequest, HttpResponse
+from django.shortcuts import resolve_url
 from django.utils.decorators import sync_and_async_middleware
+from django_htmx.http import HttpResponseClientRefresh
 
 
 @sync_and_async_middleware
@@ -24,5 +27,26 @@ def answer_up(get_response):
     return middleware
 
 
+@sync_and_async_middleware
+def reload_for_login(get_response):
+    """Let htmx load the page anew when its user is signed out: the login page must not land in the middle of it."""
+    if iscoroutinefunction(get_response):
+
+        async def middleware(request: HttpRequest) -> HttpResponse:
+            return _reloaded_for_login(request, await get_response(request))
+
+    else:
+
+        def middleware(request: HttpRequest) -> HttpResponse:
+            return _reloaded_for_login(request, get_response(request))
+
+    return middleware
+
+
 def _up() -> HttpResponse:
     return HttpResponse("ok", content_type="text/plain", headers={"Cache-Control": "no-store"})
+
+
+def _reloaded_for_login(request: HttpRequest, response: HttpResponse) -> HttpResponse:
+    to_login = response.headers.get("Location", "").startswith(f"{resolve_url(settings.LOGIN_URL)}?")
+    return HttpResponseClientRefresh() if to_login and request.htmx else response

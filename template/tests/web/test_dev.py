@@ -157,6 +157,16 @@ def test_a_port_is_given_only_once_even_before_anybody_listens(taken_port):
     assert dev.first_free_port(taken_port) != dev.first_free_port(taken_port)
 
 
+# The web server -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("installed", "server"), [(None, "runserver"), (object(), "uvicorn")])
+def test_the_server_is_uvicorn_where_it_is_installed(monkeypatch, installed, server):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: installed)
+    command = dev.server_command(8000)
+    assert server in command and any("8000" in word for word in command)
+
+
 # The command ----------------------------------------------------------------
 
 

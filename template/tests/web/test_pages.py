@@ -78,3 +78,9 @@ def test_a_form_without_its_token_is_refused_with_advice(db):
     response = Client(enforce_csrf_checks=True).post(reverse("account_login"))
     assert response.status_code == 403
     assert "load the page again" in response.content.decode()
+
+
+@pytest.mark.parametrize("asked_by_htmx", [True, False])
+def test_the_login_page_does_not_land_in_the_middle_of_another(client, db, asked_by_htmx):
+    response = client.get(reverse("account_email"), headers={"HX-Request": "true"} if asked_by_htmx else None)
+    assert (response.status_code, "HX-Refresh" in response) == ((200, True) if asked_by_htmx else (302, False))

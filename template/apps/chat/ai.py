@@ -1,0 +1,116 @@
+"""The model that chats ask: the one that DEFAULT_AI_MODEL names, or an echo. Nothing else knows pydantic-ai.
+
+https://ai.pydantic.dev/
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from django.conf import settings
+from django.utils.text import Truncator
+
+if TYPE_CHECKING:
+    from pydantic_ai import Agent, ModelMessage
+
+NAME_INSTRUCTIONS = (
+    "Give the conversation that begins with this message a name of two to five words, in its language. "
+    "Answer with the name alone."
+)
+NAME_CHARACTERS = 60
+ECHO = """**No model answers here yet**, so this is an echo. Name one in `DEFAULT_AI_MODEL` to talk to it.
+
+You said:
+
+> {}
+"""
+ECHO_SECONDS = 0.04
+
+
+class Turn(NamedTuple):
+    """One message of a conversation, as the model gets it."""
+
+    is_reply: bool
+    text: str
+
+
+class ModelFailed(Exception):
+    """The model did not answer; the message is a sentence for the person who asked."""
+
+
+async def answer(turns: Sequence[Turn]) -> AsyncIterator[str]:
+    """Yield the answer to the last turn piece by piece; raise ModelFailed."""
+    pieces = _answer_of_model(turns) if settings.DEFAULT_AI_MODEL else _echo(turns[-1].text)
+    async with aclosing(pieces):
+        async for piece in pieces:
+            yield piece
+
+
+async def name_for(question: str) -> str:
+    """Return a name for the chat that begins with the question; raise ModelFailed."""
+    if not settings.DEFAULT_AI_MODEL:
+        return first_words(question)
+    with _failures_told():
+        agent = await asyncio.to_thread(_build_agent, NAME_INSTRUCTIONS)
+        async with agent:
+            result = await agent.run(question)
+    return Truncator(" ".join(result.output.split()).strip("\"'*#. ")).chars(NAME_CHARACTERS) or first_words(question)
+
+
+def first_words(question: str) -> str:
+    """Return the beginning of the question, as the name that needs no model."""
+    return Truncator(Truncator(" ".join(question.split())).words(6)).chars(NAME_CHARACTERS)
+
+
+async def _echo(text: str) -> AsyncIterator[str]:
+    for word in ECHO.format(text.replace("\n", "\n> ")).split(" "):
+        await asyncio.sleep(ECHO_SECONDS)
+        yield f"{word} "
+
+
+async def _answer_of_model(turns: Sequence[Turn]) -> AsyncIterator[str]:
+    with _failures_told():
+        agent = await asyncio.to_thread(_build_agent, settings.CHAT_INSTRUCTIONS)
+        async with agent, agent.run_stream(turns[-1].text, message_history=_history(turns[:-1])) as result:
+            async for piece in result.stream_text(delta=True, debounce_by=None):
+                yield piece
+
+
+def _build_agent(instructions: str) -> "Agent":
+    """Return a new agent: one that is kept would hold connections of an event loop that has ended.
+
+    Slow when it is first called, because it imports the package and the provider's client.
+    """
+    from pydantic_ai import Agent
+
+    model_settings = {"timeout": settings.CHAT_REPLY_SECONDS, "max_tokens": settings.CHAT_REPLY_TOKENS}
+    return Agent(settings.DEFAULT_AI_MODEL, instructions=instructions, model_settings=model_settings)
+
+
+def _history(turns: Sequence[Turn]) -> "list[ModelMessage]":
+    from pydantic_ai import ModelRequest, ModelResponse, TextPart, UserPromptPart
+
+    return [
+        ModelResponse(parts=[TextPart(turn.text)]) if turn.is_reply else ModelRequest(parts=[UserPromptPart(turn.text)])
+        for turn in turns
+    ]
+
+
+@contextmanager
+def _failures_told() -> Iterator[None]:
+    """Turn the errors of pydantic-ai into ModelFailed; the log gets them as its cause."""
+    try:
+        yield
+    except ImportError as error:
+        raise ModelFailed("The model cannot be asked: a package that it needs is not installed.") from error
+    except Exception as error:
+        from pydantic_ai import exceptions
+
+        if isinstance(error, exceptions.UserError):
+            raise ModelFailed("The model cannot be asked: it is not configured as it should be.") from error
+        if isinstance(error, exceptions.ModelHTTPError) and error.status_code == 429:
+            raise ModelFailed("The model is asked too much at the moment. Try again a little later.") from error
+        if isinstance(error, exceptions.AgentRunError):
+            raise ModelFailed("The model did not answer. Try again.") from error
+        raise

@@ -1,0 +1,167 @@
+"""The pages of chats. Whose chat it is not gets 404, as if it did not exist."""
+
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import reverse
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
+from django_htmx.http import HttpResponseClientRedirect, reswap, retarget
+
+from apps.tasks.sending import send
+
+from . import ai, live, replies
+from .forms import AskForm, NameForm
+from .models import Chat, Message
+from .tasks import name_chat
+
+# A first message of one line and no more characters than this is the name of its chat.
+OWN_NAME_CHARACTERS = 40
+# As many chats as the list beside a chat shows.
+RECENT_CHATS = 20
+
+
+# Chats ----------------------------------------------------------------------
+
+
+@never_cache
+@require_http_methods(["GET", "HEAD", "POST"])
+def index(request: HttpRequest) -> HttpResponse:
+    """List the chats of the user; with a question, start a new one."""
+    form = AskForm(request.POST or None)
+    if form.is_valid():
+        try:
+            return redirect("chat:chat", start_chat(request, form.cleaned_data["text"]).pk)
+        except replies.Refused as refusal:
+            form.add_error("text", str(refusal))
+    context = {"chats": request.user.chats.all(), "form": form, "model": settings.DEFAULT_AI_MODEL}
+    return render(request, "chat/index.html", context, status=422 if form.is_bound else 200)
+
+
+@transaction.atomic
+def start_chat(request: HttpRequest, text: str) -> Chat:
+    """Return a new chat with its first question asked; raise Refused."""
+    chat = Chat.objects.create(owner=request.user, name=own_name(text))
+    _, reply = replies.ask(chat, text)
+    live.begin(reply)
+    if not chat.name:
+        by_hand = Chat.objects.filter(pk=chat.pk, name="")
+        send(name_chat, str(chat.pk), on_failure=lambda: by_hand.update(name=ai.first_words(text)))
+    return chat
+
+
+def own_name(text: str) -> str:
+    """Return a first message that is short enough to be the name of its chat, else nothing."""
+    return text if len(text) <= OWN_NAME_CHARACTERS and "\n" not in text else ""
+
+
+@never_cache
+@require_http_methods(["GET", "HEAD", "POST"])
+def chat(request: HttpRequest, chat_id: str) -> HttpResponse:
+    """Show a chat; with a question, ask it and answer with what is new."""
+    shown = own_chat(request, chat_id)
+    form = AskForm(request.POST or None)
+    if form.is_valid():
+        try:
+            asked = replies.ask(shown, form.cleaned_data["text"])
+        except replies.Refused as refusal:
+            form.add_error("text", str(refusal))
+        else:
+            live.begin(asked[1])
+            return show_asked(request, shown, asked)
+    if request.htmx and form.is_bound:
+        response = render(request, "chat/ask_form.html", {"chat": shown, "form": form}, status=422)
+        return reswap(retarget(response, "#ask"), "outerHTML")
+    return show_chat(request, shown, form)
+
+
+def own_chat(request: HttpRequest, chat_id: str) -> Chat:
+    """Return the chat of the user; raise Http404 for another's."""
+    return get_object_or_404(Chat, pk=chat_id, owner=request.user)
+
+
+def show_asked(request: HttpRequest, shown: Chat, asked: tuple[Message, Message]) -> HttpResponse:
+    """Answer with the question, its reply and an empty form, or without htmx with the page."""
+    if not request.htmx:
+        return redirect("chat:chat", shown.pk)
+    context = {"chat": shown, "chat_messages": asked, "form": AskForm(), "live_template": live.TEMPLATE}
+    return render(request, "chat/asked.html", context)
+
+
+def show_chat(request: HttpRequest, shown: Chat, form: AskForm) -> HttpResponse:
+    """Answer with the page of a chat."""
+    replies.close_silent(chat=shown)
+    context = {
+        "chat": shown,
+        "chat_messages": shown.messages.all(),
+        "chats": request.user.chats.all()[:RECENT_CHATS],
+        "form": form,
+        "live_scripts": live.SCRIPTS,
+        "live_template": live.TEMPLATE,
+        "name_form": NameForm(instance=shown),
+    }
+    return render(request, "chat/chat.html", context, status=422 if form.is_bound else 200)
+
+
+@never_cache
+@require_safe
+def name(request: HttpRequest, chat_id: str) -> HttpResponse:
+    """Answer with the name of a chat; the page asks until there is one."""
+    named = own_chat(request, chat_id)
+    return render(request, "chat/named.html", {"chat": named}) if named.name else HttpResponse(status=204)
+
+
+@require_POST
+def rename(request: HttpRequest, chat_id: str) -> HttpResponse:
+    """Give a chat another name."""
+    form = NameForm(request.POST, instance=own_chat(request, chat_id))
+    if form.is_valid():
+        form.save()
+    return redirect("chat:chat", chat_id)
+
+
+@require_POST
+def delete(request: HttpRequest, chat_id: str) -> HttpResponse:
+    """Delete a chat; what is being written for it ends by itself."""
+    own_chat(request, chat_id).delete()
+    return HttpResponseClientRedirect(reverse("chat:index")) if request.htmx else redirect("chat:index")
+
+
+# Replies --------------------------------------------------------------------
+
+
+@require_POST
+def stop(request: HttpRequest, reply_id: int) -> HttpResponse:
+    """Stop a reply; what there is of it stays."""
+    reply = own_reply(request, reply_id)
+    replies.stop(reply)
+    return show_reply(request, reply)
+
+
+@require_POST
+def retry(request: HttpRequest, reply_id: int) -> HttpResponse:
+    """Ask for a reply again that stopped or failed."""
+    reply = own_reply(request, reply_id)
+    try:
+        replies.ask_again(reply)
+    except replies.Refused as refusal:
+        return show_reply(request, reply, refusal=str(refusal))
+    live.begin(reply)
+    return show_reply(request, reply)
+
+
+def own_reply(request: HttpRequest, reply_id: int) -> Message:
+    """Return the reply in a chat of the user; raise Http404 for another's."""
+    own = Message.objects.select_related("chat")
+    return get_object_or_404(own, pk=reply_id, role=Message.Role.REPLY, chat__owner=request.user)
+
+
+def show_reply(request: HttpRequest, reply: Message, **context: Any) -> HttpResponse:
+    """Answer with the reply as it is now, or without htmx with the page of its chat."""
+    if not request.htmx:
+        return redirect("chat:chat", reply.chat_id)
+    reply.refresh_from_db()
+    return render(request, "chat/reply.html", {"message": reply, "live_template": live.TEMPLATE} | context)

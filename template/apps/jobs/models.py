@@ -1,0 +1,146 @@
+"""A job, and the steps from one state to the next.
+
+Web server, workers and the scheduled clean-up change the same rows at the same time. So each step is one UPDATE that
+names the states it may start from: whoever comes second changes nothing, and learns it from the returned False.
+"""
+
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+from django.conf import settings
+from django.db import models
+from django.utils import timezone
+
+# After so long in the queue the page says that no worker takes the job.
+LATE = timedelta(seconds=10)
+# A running job writes its progress every second. One that waits may do so for long, if there is much to do.
+LONGEST_SILENCE = timedelta(minutes=2)
+LONGEST_WAIT = timedelta(hours=6)
+
+FAILURE_MESSAGE = "It failed. The log of the worker says why."
+STALLED_MESSAGE = "It was given up: nothing was heard of it for too long."
+UNSENT_MESSAGE = "It was not started: the message broker does not answer. Try again in a moment."
+
+
+class State(models.TextChoices):
+    """What has become of a job."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class JobQuerySet(models.QuerySet):
+    """The jobs, by what is left to do for them."""
+
+    def stalled(self) -> "JobQuerySet":
+        """Return the jobs that a worker, or the queue, has lost."""
+        now = timezone.now()
+        silent = models.Q(state=State.RUNNING, updated_at__lt=now - LONGEST_SILENCE)
+        forgotten = models.Q(state=State.QUEUED, updated_at__lt=now - LONGEST_WAIT)
+        return self.filter(silent | forgotten)
+
+
+class Job(models.Model):
+    """Something that takes long, started by a user: here it counts seconds."""
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="jobs")
+    state = models.CharField(max_length=10, choices=State.choices, default=State.QUEUED)
+    # Counts the runs. A worker that was given up and comes back sees another number, and stops.
+    attempt = models.PositiveIntegerField(default=1)
+    current = models.PositiveIntegerField(default=0, help_text="Seconds done.")
+    total = models.PositiveIntegerField(default=10, help_text="Seconds to do.")
+    fail_on_purpose = models.BooleanField(default=False)
+    cancel_requested = models.BooleanField(default=False)
+    message = models.CharField(max_length=200, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    objects = JobQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-created_at"]
+        indexes = [
+            models.Index(fields=["owner", "-created_at"], name="jobs_of_owner"),
+            models.Index(fields=["state", "updated_at"], name="jobs_by_state"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.total}-second job"
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the job will still change by itself."""
+        return self.state in (State.QUEUED, State.RUNNING)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the job has waited longer than it does where a worker is free."""
+        return self.state == State.QUEUED and timezone.now() - self.updated_at > LATE
+
+    @property
+    def shape(self) -> str:
+        """What the parts of the row on the page depend on that are not its progress: the badge and the button."""
+        return f"{self.state}-cancelling" if self.is_active and self.cancel_requested else self.state
+
+    # What users do ----------------------------------------------------------
+
+    def cancel(self) -> bool:
+        """Take the job out of the queue, or ask the worker that runs it to stop; return whether there was a need."""
+        return self._change([State.QUEUED], state=State.CANCELLED) or self._change(
+            [State.RUNNING], cancel_requested=True
+        )
+
+    def retry(self) -> bool:
+        """Put a failed job back into the queue, not to fail on purpose again; return whether it had failed."""
+        return self._change(
+            [State.FAILED],
+            state=State.QUEUED,
+            attempt=self.attempt + 1,
+            current=0,
+            fail_on_purpose=False,
+            cancel_requested=False,
+            message="",
+        )
+
+    # What workers do --------------------------------------------------------
+
+    def claim(self) -> bool:
+        """Take the job from the queue for this attempt; return False if somebody was faster, or it was cancelled."""
+        return self._change([State.QUEUED], state=State.RUNNING)
+
+    def advance(self, current: int) -> bool:
+        """Write down how far the job is; return False if it is no longer wanted."""
+        return self._change([State.RUNNING], unless_cancelled=True, current=current)
+
+    def finish(self) -> bool:
+        """Close the job as done, or as cancelled if that was asked for in time."""
+        return self._change([State.RUNNING], unless_cancelled=True, state=State.DONE, current=self.total) or (
+            self._change([State.RUNNING], state=State.CANCELLED)
+        )
+
+    def fail(self, message: str) -> bool:
+        """Close a job that did not come to its end, as cancelled if that was asked for, else with this message."""
+        active = [State.QUEUED, State.RUNNING]
+        return self._change(active, unless_cancelled=True, state=State.FAILED, message=message) or (
+            self._change([State.RUNNING], state=State.CANCELLED)
+        )
+
+    def _change(self, states: list[State], *, unless_cancelled: bool = False, **values: Any) -> bool:
+        """Write the values if the job is in one of the states and in the same attempt; return whether it was.
+
+        With `unless_cancelled` a job that somebody wants to be cancelled is left alone, too.
+        """
+        rows = Job.objects.filter(pk=self.pk, attempt=self.attempt, state__in=states)
+        if unless_cancelled:
+            rows = rows.filter(cancel_requested=False)
+        values["updated_at"] = timezone.now()
+        changed = bool(rows.update(**values))
+        if changed:
+            for name, value in values.items():
+                setattr(self, name, value)
+        return changed

@@ -1,0 +1,50 @@
+"""What workers do for jobs."""
+
+import logging
+import time
+
+from celery import shared_task
+
+from .models import FAILURE_MESSAGE, STALLED_MESSAGE, Job
+
+STEP_SECONDS = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+class FailedOnPurpose(Exception):
+    """What a job raises that was started to fail."""
+
+
+@shared_task
+def run(job_id: str, attempt: int) -> None:
+    """Do the job, unless it was cancelled or already done: the same message may come twice."""
+    job = Job.objects.filter(pk=job_id, attempt=attempt).first()
+    if job is None or not job.claim():
+        logger.info("Job %s, attempt %s: nothing to do", job_id, attempt)
+        return
+    try:
+        work(job)
+    except Exception:
+        # Users read one sentence; the worker logs the traceback of what a task raises.
+        job.fail(FAILURE_MESSAGE)
+        raise
+
+
+def work(job: Job) -> None:
+    """Count the seconds of the job, and stop where it is no longer wanted. Your own work takes the place of this."""
+    for second in range(1, job.total + 1):
+        time.sleep(STEP_SECONDS)
+        if job.fail_on_purpose and second > job.total / 2:
+            raise FailedOnPurpose(f"Job {job.pk} was started to fail.")
+        if not job.advance(second):
+            break
+    job.finish()
+
+
+@shared_task
+def close_stalled_jobs() -> None:
+    """Close the jobs of workers that died, and those that the queue has lost, so that people can retry them."""
+    for job in Job.objects.stalled():
+        if job.fail(STALLED_MESSAGE):
+            logger.warning("Job %s, attempt %s, was given up", job.pk, job.attempt)

@@ -1,0 +1,76 @@
+"""The page of my jobs. Every view looks among the jobs of the signed-in user only: those of others do not exist."""
+
+from uuid import UUID
+
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
+from django_htmx.http import retarget
+
+from apps.tasks.sending import send
+
+from .forms import StartForm
+from .models import UNSENT_MESSAGE, Job
+from .tasks import run
+
+SHOWN = 30
+
+
+@never_cache
+@require_http_methods(["GET", "HEAD", "POST"])
+def jobs(request: HttpRequest) -> HttpResponse:
+    """Show my latest jobs, or start one."""
+    form = StartForm(request.POST if request.method == "POST" else None, instance=Job(owner=request.user))
+    if form.is_valid():
+        _send(form.save())
+        return redirect("jobs:list")
+    mine = list(Job.objects.filter(owner=request.user)[:SHOWN])
+    context = {"form": form, "jobs": mine, "any_active": any(job.is_active for job in mine)}
+    return render(request, "jobs/list.html", context, status=422 if form.is_bound else 200)
+
+
+@never_cache
+@require_safe
+def show(request: HttpRequest, job_id: UUID) -> HttpResponse:
+    """Answer with how far a job is: its page asks every second until the job is at its end.
+
+    While only the progress changes, only the progress is replaced, so that no button vanishes under a finger.
+    """
+    job = _own_job(request, job_id)
+    if not request.htmx:
+        return redirect("jobs:list")
+    if request.GET.get("shape") == job.shape:
+        return render(request, "jobs/progress.html", {"job": job})
+    return retarget(render(request, "jobs/row.html", {"job": job, "tell": not job.is_active}), f"#job-{job.pk}")
+
+
+@require_POST
+def cancel(request: HttpRequest, job_id: UUID) -> HttpResponse:
+    """Stop a job that waits or runs."""
+    _own_job(request, job_id).cancel()
+    return _answer(request, job_id)
+
+
+@require_POST
+def retry(request: HttpRequest, job_id: UUID) -> HttpResponse:
+    """Run a job again that has failed."""
+    job = _own_job(request, job_id)
+    if job.retry():
+        _send(job)
+    return _answer(request, job_id)
+
+
+def _send(job: Job) -> None:
+    send(run, str(job.pk), job.attempt, on_failure=lambda: job.fail(UNSENT_MESSAGE))
+
+
+def _own_job(request: HttpRequest, job_id: UUID) -> Job:
+    return get_object_or_404(Job, pk=job_id, owner=request.user)
+
+
+def _answer(request: HttpRequest, job_id: UUID) -> HttpResponse:
+    """Answer with what the row has become, or without JavaScript with the page."""
+    if not request.htmx:
+        return redirect("jobs:list")
+    return render(request, "jobs/row.html", {"job": _own_job(request, job_id)})

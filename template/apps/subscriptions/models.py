@@ -1,0 +1,91 @@
+"""The plans on the pricing page, and what each team has subscribed to."""
+
+from django.db import models
+
+from apps.teams.models import Team
+
+# Stripe counts money in the smallest coin, which is a hundredth except in these currencies.
+# https://docs.stripe.com/currencies#zero-decimal
+UNDIVIDED = ("bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf")
+THOUSANDTHS = ("bhd", "jod", "kwd", "omr", "tnd")
+
+
+class Plan(models.Model):
+    """One card on the pricing page, written in the admin. What it costs is read from its price in Stripe."""
+
+    name = models.CharField(max_length=80)
+    description = models.CharField(max_length=200, blank=True)
+    features = models.TextField(blank=True, help_text="One per line.")
+    price_id = models.CharField(
+        "Stripe price",
+        max_length=255,
+        unique=True,
+        help_text="A recurring price: price_…",
+        error_messages={"unique": "Another plan has this price."},
+    )
+    position = models.PositiveSmallIntegerField(default=0, help_text="Plans with a low number stand first.")
+    is_public = models.BooleanField(default=True, help_text="Hidden plans can be kept, but no longer be chosen.")
+    # The lowest price of a unit, in the smallest coin: Stripe allows fractions of it. Null until the price was read.
+    amount = models.DecimalField(max_digits=24, decimal_places=12, null=True, editable=False)
+    currency = models.CharField(max_length=3, editable=False)
+    interval = models.CharField(max_length=20, editable=False)
+
+    class Meta:
+        ordering = ["position", "pk"]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def price(self) -> str:
+        """The price as people write it, such as "USD 12.50"; empty while it is not known."""
+        if self.amount is None:
+            return ""
+        decimals = 0 if self.currency in UNDIVIDED else 3 if self.currency in THOUSANDTHS else 2
+        value = (self.amount / 10**decimals).normalize()
+        shown = max(decimals, -value.as_tuple().exponent)
+        return f"{self.currency.upper()} {value:,.{shown}f}".removesuffix("." + "0" * decimals)
+
+
+class Subscription(models.Model):
+    """What Stripe said last about the subscription of a team. Only `billing.refetch` writes it."""
+
+    class Status(models.TextChoices):
+        """https://docs.stripe.com/billing/subscriptions/overview#subscription-statuses"""
+
+        ACTIVE = "active", "Active"
+        CANCELED = "canceled", "Ended"
+        INCOMPLETE = "incomplete", "Waiting for the first payment"
+        INCOMPLETE_EXPIRED = "incomplete_expired", "Never paid"
+        PAST_DUE = "past_due", "A payment failed"
+        PAUSED = "paused", "Paused"
+        TRIALING = "trialing", "On trial"
+        UNPAID = "unpaid", "Unpaid"
+
+    # A payment that failed is tried again for some days; until Stripe gives up, the team keeps what it has.
+    ACTIVE_STATUSES = (Status.ACTIVE, Status.PAST_DUE, Status.TRIALING)
+
+    # A team that pays cannot be deleted: nobody would be left to end the payments.
+    team = models.OneToOneField(Team, models.PROTECT, related_name="subscription")
+    stripe_id = models.CharField(max_length=255, unique=True)
+    customer_id = models.CharField(max_length=255)
+    item_id = models.CharField(max_length=255)
+    price_id = models.CharField(max_length=255)
+    status = models.CharField(max_length=20, choices=Status)
+    quantity = models.PositiveIntegerField()
+    current_period_end = models.DateTimeField(null=True)
+    ends_at_period_end = models.BooleanField(default=False)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    def __str__(self) -> str:
+        return f"{self.stripe_id} of {self.team}"
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the team may use what it pays for."""
+        return self.status in self.ACTIVE_STATUSES
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan of this price; None where the price was chosen in Stripe."""
+        return Plan.objects.filter(price_id=self.price_id).first()

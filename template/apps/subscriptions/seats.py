@@ -1,0 +1,88 @@
+"""Keeps the quantity of a subscription equal to the seats of its team.
+
+A change of seats sends a task when it is committed. The task counts then, not when it was sent, and it says a number,
+not a difference: so it may come twice, late, or in another order, and one task that succeeds makes good for all before
+it. What sends no task (`bulk_create`, a broker that was away) is found by `sync_all`, on a schedule.
+"""
+
+from celery import shared_task
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Count, F, QuerySet
+from django.db.models.signals import post_delete, post_save
+
+from apps.tasks.sending import RetryingTask, send
+from apps.teams.models import Membership
+
+from .billing import TRANSIENT_ERRORS, client, is_configured
+from .models import Subscription
+
+
+@transaction.atomic
+def sync(team_id: int) -> bool:
+    """Tell Stripe how many seats the team has now; return whether there was anything to tell.
+
+    Raises stripe.StripeError if Stripe refuses or does not answer; nothing is changed then.
+    """
+    # Locked while Stripe is asked: of two tasks at once, the later one counts when the earlier one is done. So the
+    # call is not repeated in here; whoever sends it tries again, without the lock.
+    subscription = Subscription.objects.select_for_update().filter(team_id=team_id).first()
+    if subscription is None or not subscription.is_active:
+        return False
+    seats = subscription.team.seats
+    if seats == subscription.quantity or seats == 0:
+        return False
+    # No idempotency key: 5, 6 and 5 seats again would be answered with the first 5, and billed as 6.
+    client(retries=0).v1.subscription_items.update(
+        subscription.item_id, {"quantity": seats, "proration_behavior": settings.STRIPE_PRORATION}
+    )
+    subscription.quantity = seats
+    subscription.save(update_fields=["quantity", "updated_at"])
+    return True
+
+
+def out_of_step() -> QuerySet[Subscription]:
+    """Return the active subscriptions whose quantity is not the number of seats, each with `seats`."""
+    active = Subscription.objects.filter(status__in=Subscription.ACTIVE_STATUSES).select_related("team")
+    return active.annotate(seats=Count("team__memberships")).exclude(quantity=F("seats")).exclude(seats=0)
+
+
+@shared_task(base=RetryingTask, autoretry_for=TRANSIENT_ERRORS)
+def sync_team(team_id: int) -> None:
+    """Bring one subscription into step. Safe to repeat."""
+    if is_configured():
+        sync(team_id)
+
+
+@shared_task
+def sync_all() -> None:
+    """Send a task for each subscription that is out of step, so that one that fails stops no other."""
+    for subscription in out_of_step():
+        send(sync_team, subscription.team_id)
+
+
+def watch() -> None:
+    """Send the task whenever a seat is taken or left, or Stripe has another number than the team."""
+    post_save.connect(_seat_saved, sender=Membership, dispatch_uid="seat_saved")
+    post_delete.connect(_seat_deleted, sender=Membership, dispatch_uid="seat_deleted")
+    post_save.connect(_subscription_saved, sender=Subscription, dispatch_uid="subscription_saved")
+
+
+def _seat_saved(instance: Membership, created: bool, raw: bool, **kwargs: object) -> None:
+    if created and not raw:
+        _seats_changed(instance)
+
+
+def _seat_deleted(instance: Membership, **kwargs: object) -> None:
+    _seats_changed(instance)
+
+
+def _seats_changed(membership: Membership) -> None:
+    if Subscription.objects.filter(team_id=membership.team_id).exists():
+        send(sync_team, membership.team_id)
+
+
+def _subscription_saved(instance: Subscription, raw: bool, **kwargs: object) -> None:
+    # Somebody joined between checkout and payment, or typed another quantity at Stripe.
+    if not raw and instance.is_active and instance.quantity != instance.team.seats:
+        send(sync_team, instance.team_id)

@@ -1,0 +1,14 @@
+from django.urls import path
+
+from . import views
+from .webhook import webhook
+
+app_name = "subscriptions"
+urlpatterns = [
+    path("pricing/", views.pricing, name="pricing"),
+    path("stripe/webhook/", webhook, name="webhook"),
+    path("teams/<int:team_id>/subscription/", views.team, name="team"),
+    path("teams/<int:team_id>/subscription/checkout/<int:plan_id>/", views.checkout, name="checkout"),
+    path("teams/<int:team_id>/subscription/done/", views.done, name="done"),
+    path("teams/<int:team_id>/subscription/portal/", views.portal, name="portal"),
+]

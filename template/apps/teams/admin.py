@@ -1,0 +1,29 @@
+from django.contrib import admin
+
+from .models import Invitation, Membership, Team
+
+
+class MembershipInline(admin.TabularInline):
+    """The members of a team, on its page."""
+
+    model = Membership
+    raw_id_fields = ["user"]
+    extra = 0
+
+
+@admin.register(Team)
+class TeamAdmin(admin.ModelAdmin):
+    """Teams with their members."""
+
+    inlines = [MembershipInline]
+    list_display = ["name", "seats", "created_at"]
+    search_fields = ["name", "members__email"]
+
+
+@admin.register(Invitation)
+class InvitationAdmin(admin.ModelAdmin):
+    """Invitations that wait for their answer."""
+
+    list_display = ["email", "team", "role", "sent_at"]
+    raw_id_fields = ["team", "invited_by"]
+    search_fields = ["email", "team__name"]

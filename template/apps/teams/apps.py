@@ -1,0 +1,9 @@
+from django.apps import AppConfig
+
+
+class TeamsConfig(AppConfig):
+    """Teams: their members, the roles of these, and invitations by e-mail."""
+
+    name = "apps.teams"
+    verbose_name = "Teams"
+    menu = [("Teams", "teams:list")]

@@ -1,0 +1,56 @@
+from django import forms
+from django.utils import timezone
+
+from .models import Invitation, Membership, Role, Team
+
+# A team cannot be used to send e-mails to half the world.
+MAX_OPEN_INVITATIONS = 50
+
+
+class TeamForm(forms.ModelForm):
+    """The name of a team."""
+
+    class Meta:
+        model = Team
+        fields = ["name"]
+        labels = {"name": "Name of the team"}
+
+
+class RoleForm(forms.ModelForm):
+    """The role of a member."""
+
+    class Meta:
+        model = Membership
+        fields = ["role"]
+
+
+class InvitationForm(forms.Form):
+    """Whom to invite to a team, and as what. Only owners make owners, later."""
+
+    email = forms.EmailField(label="E-mail address")
+    role = forms.ChoiceField(choices=[(role.value, role.label) for role in (Role.MEMBER, Role.ADMIN)])
+
+    def __init__(self, *args, team: Team, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.team = team
+
+    def clean_email(self) -> str:
+        """Refuse who is in the team already; return the address in lower case, as users have it."""
+        email = self.cleaned_data["email"].lower()
+        if self.team.members.filter(email=email).exists():
+            raise forms.ValidationError(f"{email} is in the team already.")
+        return email
+
+    def clean(self) -> dict:
+        """Refuse an invitation too many."""
+        if self.team.invitations.count() >= MAX_OPEN_INVITATIONS:
+            raise forms.ValidationError("Too many invitations wait for an answer. Withdraw some of them first.")
+        return self.cleaned_data
+
+    def save(self, invited_by) -> Invitation:
+        """Return the invitation; a second one to the same address replaces the first."""
+        invitation, _ = self.team.invitations.update_or_create(
+            email=self.cleaned_data["email"],
+            defaults={"role": self.cleaned_data["role"], "invited_by": invited_by, "sent_at": timezone.now()},
+        )
+        return invitation

@@ -1,0 +1,105 @@
+"""A chat has a name: a short first message at once, else by a task, whatever becomes of the chat meanwhile."""
+
+import pytest
+
+pytest.importorskip("celery")
+
+from celery import current_app
+from django.urls import reverse
+from kombu.exceptions import OperationalError
+
+from apps.chat import ai, replies
+from apps.chat.models import Chat
+from apps.chat.tasks import name_chat
+
+LONG = "Are trains in general longer than the planes that fly above them?"
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """The tasks that were sent, by name, instead of going to the broker."""
+    names = []
+    monkeypatch.setattr("celery.Task.apply_async", lambda task, *args, **kwargs: names.append(task.name))
+    return names
+
+
+@pytest.fixture
+def start(page, django_capture_on_commit_callbacks):
+    """`start(text)` starts a chat on the page and returns it."""
+
+    def start(text):
+        with django_capture_on_commit_callbacks(execute=True):
+            page.post(reverse("chat:index"), {"text": text})
+        return Chat.objects.get()
+
+    return start
+
+
+@pytest.fixture
+def unnamed(user):
+    chat = Chat.objects.create(owner=user)
+    replies.ask(chat, LONG)
+    return chat
+
+
+def run(chat):
+    return name_chat.apply(args=[str(chat.pk)])
+
+
+def test_a_short_first_message_is_the_name_and_needs_no_task(start, sent):
+    assert start("Are trains long?").name == "Are trains long?"
+    assert "apps.chat.tasks.name_chat" not in sent
+
+
+def test_a_longer_one_is_named_by_a_task(start, sent):
+    assert start(LONG).name == ""
+    assert "apps.chat.tasks.name_chat" in sent
+
+
+def test_without_a_broker_the_first_words_are_the_name(start, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OperationalError("Connection refused")
+
+    monkeypatch.setattr("celery.Task.apply_async", refuse)
+    assert start(LONG).name == "Are trains in general longer than…"
+
+
+def test_the_model_names(unnamed, model):
+    run(unnamed)
+    unnamed.refresh_from_db()
+    assert unnamed.name == "Trains of Europe"
+
+
+def test_a_chat_that_was_deleted_is_no_error(unnamed, model):
+    Chat.objects.all().delete()
+    assert run(unnamed).successful()
+    assert not model.requests
+
+
+def test_a_chat_that_is_deleted_while_the_model_thinks_is_no_error(unnamed, monkeypatch):
+    async def name(question):
+        await Chat.objects.all().adelete()
+        return "Trains"
+
+    monkeypatch.setattr(ai, "name_for", name)
+    assert run(unnamed).successful()
+    assert not Chat.objects.exists()
+
+
+def test_a_name_given_by_hand_stays(unnamed, model):
+    Chat.objects.update(name="Mine")
+    run(unnamed)
+    unnamed.refresh_from_db()
+    assert unnamed.name == "Mine" and not model.requests
+
+
+def test_a_model_that_fails_again_and_again_leaves_the_first_words(unnamed, model, monkeypatch):
+    model.status = 400
+    run(unnamed)
+    unnamed.refresh_from_db()
+    assert unnamed.name == "Are trains in general longer than…"
+    assert len(model.requests) == 3
+
+
+def test_the_task_is_registered_under_its_name():
+    assert "apps.chat.tasks.name_chat" in current_app.tasks

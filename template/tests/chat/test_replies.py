@@ -1,0 +1,175 @@
+"""A reply is written once, by one process, and ends in a state from which the person can go on."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+pytest.importorskip("celery")
+
+from asgiref.sync import async_to_sync, sync_to_async
+from django.utils import timezone
+
+from apps.chat import ai, replies
+from apps.chat.models import Chat, Message
+
+
+@async_to_sync
+async def write(reply):
+    """Claim and write the reply; return the draft."""
+    draft = await replies.claim(reply.pk)
+    await replies.write(draft)
+    return draft
+
+
+@async_to_sync
+async def write_until(reply, text, act):
+    """Write the reply; once the text is saved, do something from outside, and wait for the end."""
+    draft = await replies.claim(reply.pk)
+    writing = asyncio.create_task(replies.write(draft))
+    while not await Message.objects.filter(pk=reply.pk, text=text).aexists():
+        await asyncio.sleep(0.01)
+    await sync_to_async(act)(writing)
+    await asyncio.wait_for(asyncio.gather(writing, return_exceptions=True), timeout=10)
+
+
+def test_the_whole_answer_is_kept(reply, answers, end):
+    answers("Some ", "are.")
+    write(reply)
+    assert end() == ("done", "Some are.", "")
+
+
+def test_a_reply_is_claimed_once(reply):
+    claim = async_to_sync(replies.claim)
+    assert claim(reply.pk)
+    assert claim(reply.pk) is None
+
+
+def test_a_second_question_waits_for_the_end_of_the_first_reply(chat, reply):
+    with pytest.raises(replies.Refused, match="still being answered"):
+        replies.ask(chat, "And planes?")
+    replies.stop(reply)
+    replies.ask(chat, "And planes?")
+
+
+def test_a_reply_that_is_stopped_keeps_its_text_and_waits_for_no_more(reply, answers, end):
+    answers("Some ", None)
+    write_until(reply, "Some ", lambda _: replies.stop(reply))
+    assert end() == ("stopped", "Some ", "")
+
+
+def test_a_writer_keeps_off_a_reply_that_was_stopped_and_is_written_anew(reply, answers, end):
+    answers("Some ", None)
+
+    def stop_and_ask_again(_):
+        replies.stop(reply)
+        replies.ask_again(reply)
+        async_to_sync(replies.claim)(reply.pk)
+
+    write_until(reply, "Some ", stop_and_ask_again)
+    assert end() == ("writing", "", "")
+
+
+def test_a_chat_that_is_deleted_while_its_reply_is_written_ends_quietly(chat, reply, answers, caplog):
+    answers("Some ", None)
+    write_until(reply, "Some ", lambda _: chat.delete())
+    assert not Message.objects.exists() and not caplog.records
+
+
+def test_a_writer_that_is_cut_off_keeps_the_text_and_leaves_a_reply_to_retry(reply, answers, end):
+    answers("Some ", None)
+    write_until(reply, "Some ", lambda writing: writing.cancel())
+    assert end() == ("stopped", "Some ", replies.CUT_OFF)
+    replies.ask_again(reply)
+    assert end() == ("waiting", "", "")
+
+
+@pytest.mark.parametrize(
+    ("failure", "sentence"),
+    [
+        (ai.ModelFailed("The model is ill."), "The model is ill."),
+        (ValueError("secret"), replies.FAILED),
+    ],
+)
+def test_a_failure_is_told_in_a_sentence_and_what_there_is_stays(reply, answers, end, failure, sentence):
+    answers("Some ", failure)
+    write(reply)
+    assert end() == ("failed", "Some ", sentence)
+
+
+def test_a_model_that_says_nothing_has_failed(reply, answers, end):
+    answers("", "\n")
+    write(reply)
+    assert end()[2] == replies.WORDLESS
+
+
+def test_a_model_that_takes_too_long_is_given_up(reply, answers, end, settings):
+    settings.CHAT_REPLY_SECONDS = 0.1
+    answers("Some ", None)
+    write(reply)
+    assert end() == ("failed", "Some ", replies.TOO_SLOW)
+
+
+def test_a_writer_that_has_died_leaves_a_reply_to_retry(chat, reply, end):
+    async_to_sync(replies.claim)(reply.pk)
+    replies.close_silent(chat=chat)
+    assert end()[0] == "writing"
+    Message.objects.update(updated_at=timezone.now() - timedelta(seconds=replies.SILENT_SECONDS + 1))
+    replies.close_silent(chat=chat)
+    assert end() == ("failed", "", replies.SILENT)
+
+
+def test_the_model_gets_the_end_of_the_conversation_and_no_empty_reply(chat, settings):
+    settings.CHAT_HISTORY_MESSAGES = 3
+    for role, text in [("question", "1"), ("reply", "2"), ("question", "3"), ("reply", "")]:
+        chat.messages.create(role=role, text=text)
+    reply = replies.ask(chat, "5")[1]
+    turns = async_to_sync(replies.turns_before)(replies.Draft(reply.pk, None))
+    assert turns == [ai.Turn(True, "2"), ai.Turn(False, "3"), ai.Turn(False, "5")]
+
+
+# Allowance ------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_an_hour(settings):
+    settings.CHAT_REPLIES_PER_HOUR = 2
+
+
+def ask_and_stop(chat):
+    replies.stop(replies.ask(chat, "Why?")[1])
+
+
+def test_so_many_replies_in_an_hour_and_retries_count(two_an_hour, chat, reply, end):
+    replies.stop(reply)
+    replies.ask_again(reply)
+    replies.stop(reply)
+    with pytest.raises(replies.Refused, match="2 times within an hour"):
+        replies.ask_again(reply)
+    with pytest.raises(replies.Refused, match="2 times within an hour"):
+        ask_and_stop(chat)
+    assert end()[0] == "stopped"
+
+
+def test_deleting_a_chat_does_not_give_replies_back(two_an_hour, chat, user):
+    ask_and_stop(chat)
+    ask_and_stop(chat)
+    chat.delete()
+    with pytest.raises(replies.Refused):
+        ask_and_stop(Chat.objects.create(owner=user))
+
+
+def test_a_question_that_is_refused_costs_nothing(two_an_hour, chat, reply, user):
+    for _ in range(3):
+        with pytest.raises(replies.Refused, match="still being answered"):
+            replies.ask(chat, "And planes?")
+    assert user.allowance.replies == 1
+
+
+def test_the_next_hour_begins_anew_and_others_have_their_own(two_an_hour, chat, user, other):
+    ask_and_stop(chat)
+    ask_and_stop(chat)
+    ask_and_stop(Chat.objects.create(owner=other))
+    user.allowance.hour_began_at -= timedelta(hours=1)
+    user.allowance.save()
+    ask_and_stop(chat)

@@ -1,0 +1,121 @@
+"""Under ASGI the connection of the page writes the reply: once, however often it is opened, and while it is open."""
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+
+pytest.importorskip("celery")
+
+from asgiref.sync import async_to_sync
+from celery import current_app
+from django.urls import reverse
+
+from apps.chat import replies, streaming
+from apps.chat.models import Message
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    monkeypatch.setattr(streaming, "SHOW_SECONDS", 0.01)
+    monkeypatch.setattr(streaming, "FOLLOW_SECONDS", 0.01)
+
+
+@pytest.fixture
+def stream(async_client, user, reply):
+    """`stream()` opens the stream of the reply and reads it to the end, or `until` a text is in it."""
+    async_client.force_login(user)
+
+    async def read(until=None):
+        response = await async_client.get(reverse("chat:stream", args=[reply.pk]))
+        assert response.headers["Content-Type"] == "text/event-stream"
+        events = []
+        async with aclosing(response.streaming_content) as parts:
+            async for part in parts:
+                events.append(part.decode())
+                if until and until in events[-1]:
+                    break
+        return events
+
+    return read
+
+
+def test_the_text_grows_and_the_whole_message_comes_last(stream, answers, end):
+    answers("**Some** ", "are.")
+    events = async_to_sync(stream)()
+    assert "<strong>Some</strong>" in events[0]
+    assert events[-1].startswith("event: end\n") and "aria-busy" not in events[-1]
+    assert end() == ("done", "**Some** are.", "")
+
+
+def test_every_line_of_an_event_is_marked():
+    assert streaming.event("text", "one\ntwo") == "event: text\ndata: one\ndata: two\n\n"
+
+
+def test_a_stream_that_is_opened_again_costs_nothing(stream, model):
+    async_to_sync(stream)()
+    assert async_to_sync(stream)()[-1].startswith("event: end\n")
+    assert model.replies_begun == 1
+
+
+def test_two_streams_at_once_ask_the_model_once_and_show_the_same(stream, model):
+    model.seconds_per_word = 0.1
+
+    @async_to_sync
+    async def both():
+        return await asyncio.gather(stream(), stream())
+
+    first, second = both()
+    assert model.replies_begun == 1
+    assert "<strong>long</strong>" in first[-1] and "<strong>long</strong>" in second[-1]
+
+
+def test_a_connection_that_drops_keeps_the_text_and_leaves_a_reply_to_retry(stream, answers, reply, end):
+    answers("Some ", None)
+
+    @async_to_sync
+    async def drop():
+        await stream(until="Some")
+        # The stream's own end is left to the event loop.
+        for _ in range(200):
+            if await Message.objects.filter(pk=reply.pk).exclude(state="writing").aexists():
+                return
+            await asyncio.sleep(0.01)
+
+    drop()
+    assert end() == ("stopped", "Some ", replies.CUT_OFF)
+
+
+def test_stop_ends_the_stream(stream, answers, reply):
+    answers("Some ", None)
+
+    @async_to_sync
+    async def stopped():
+        reading = asyncio.create_task(stream())
+        await asyncio.sleep(0.3)
+        await Message.objects.filter(pk=reply.pk).aupdate(state="stopped")
+        return await asyncio.wait_for(reading, timeout=10)
+
+    assert "Try again" in stopped()[-1]
+
+
+def test_a_chat_that_is_deleted_ends_the_stream(stream, answers, chat):
+    answers("Some ", None)
+
+    @async_to_sync
+    async def deleted():
+        reading = asyncio.create_task(stream())
+        await asyncio.sleep(0.3)
+        await chat.adelete()
+        return await asyncio.wait_for(reading, timeout=10)
+
+    assert deleted()[-1] == "event: end\ndata: \n\n"
+
+
+def test_the_replies_of_others_do_not_exist(client, other, reply):
+    client.force_login(other)
+    assert client.get(reverse("chat:stream", args=[reply.pk])).status_code == 404
+
+
+def test_no_task_writes_replies():
+    assert "apps.chat.tasks.write_reply" not in current_app.tasks

@@ -1,0 +1,38 @@
+"""A team with an owner, and a Stripe that listens."""
+
+import pytest
+
+pytest.importorskip("stripe")
+
+from apps.users.models import User
+
+from .fake_stripe import FakeStripe
+
+
+@pytest.fixture
+def stripe(settings):
+    """Configure billing, with a fake of Stripe behind the real SDK."""
+    with FakeStripe() as fake:
+        settings.STRIPE_API_URL = fake.url
+        settings.STRIPE_SECRET_KEY = "sk_test_1"
+        settings.STRIPE_WEBHOOK_SECRET = "whsec_1"
+        yield fake
+
+
+@pytest.fixture
+def owner(db):
+    return User.objects.create_user("owner@example.com")
+
+
+@pytest.fixture
+def team(owner):
+    from apps.teams.models import create_team
+
+    return create_team("Rockets", owner)
+
+
+@pytest.fixture
+def plan(db):
+    from apps.subscriptions.models import Plan
+
+    return Plan.objects.create(name="Orbit", price_id="price_1", amount=1200, currency="usd", interval="month")

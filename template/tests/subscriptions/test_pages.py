@@ -1,0 +1,157 @@
+"""Anybody sees the plans, members see what the team pays for, and owners pay."""
+
+import pytest
+
+pytest.importorskip("stripe")
+
+from django.test import Client
+from django.urls import reverse
+
+from apps.subscriptions import billing
+from apps.subscriptions.models import Plan, Subscription
+from apps.subscriptions.units import UNIT
+from apps.teams.models import Membership, Role
+from apps.users.models import User
+
+UNCONFIGURED = "Billing is not configured"
+
+
+@pytest.fixture
+def page(team):
+    return reverse("subscriptions:team", args=[team.pk])
+
+
+@pytest.fixture
+def as_owner(client, owner):
+    client.force_login(owner)
+    return client
+
+
+@pytest.fixture
+def subscribe(as_owner, team, plan):
+    return lambda: as_owner.post(reverse("subscriptions:checkout", args=[team.pk, plan.pk]))
+
+
+def text(response) -> str:
+    return " ".join(response.content.decode().split())
+
+
+def test_visitors_see_the_plans_and_their_prices(client, stripe, plan):
+    Plan.objects.create(name="Hidden", price_id="price_2", is_public=False)
+    shown = text(client.get(reverse("subscriptions:pricing")))
+    assert "Orbit" in shown and "<strong>USD 12</strong>" in shown and "Hidden" not in shown
+    assert ('from <strong>USD 12</strong> <span class="plan-interval"> per seat / month' in shown) == bool(UNIT)
+
+
+@pytest.mark.parametrize("names", [[], ["Orbit"]])
+def test_without_keys_the_pages_say_so(as_owner, page, settings, names):
+    settings.STRIPE_SECRET_KEY = ""
+    for name in names:
+        Plan.objects.create(name=name, price_id=name)
+    for url in (reverse("subscriptions:pricing"), page, reverse("web:home")):
+        response = as_owner.get(url)
+        assert response.status_code == 200
+    assert UNCONFIGURED in text(as_owner.get(page)) and "Subscribe</button>" not in text(as_owner.get(page))
+
+
+def test_without_keys_nothing_crashes(subscribe, settings, as_owner, page):
+    settings.STRIPE_SECRET_KEY = ""
+    assert subscribe().url == page
+    assert as_owner.get(f"{page}done/").url == page
+    assert UNCONFIGURED in text(as_owner.get(page))
+
+
+def test_an_owner_is_sent_to_the_checkout_of_the_plan(subscribe, stripe, team):
+    assert subscribe().url == "https://stripe.example/page"
+    form = stripe.calls[0].form
+    assert form["line_items[0][price]"] == "price_1" and form["customer_email"] == "owner@example.com"
+    assert form["client_reference_id"] == form["subscription_data[metadata][team]"] == str(team.pk)
+    assert form["success_url"].endswith("/subscription/done/?session={CHECKOUT_SESSION_ID}")
+
+
+def test_a_team_that_comes_back_is_the_same_customer(subscribe, stripe, team):
+    billing.refetch(stripe.subscribe(team.pk, status="canceled"))
+    subscribe()
+    assert stripe.calls[-1].form["customer"] == "cus_1"
+
+
+def test_nobody_subscribes_twice(subscribe, stripe, team, page):
+    billing.refetch(stripe.subscribe(team.pk))
+    assert subscribe().url == page and len(stripe.calls) == 1
+
+
+def test_a_stripe_that_fails_is_told_on_the_page(subscribe, stripe, as_owner, page):
+    stripe.failures.extend([500, 500, 500])
+    assert subscribe().url == page
+    assert "Nothing was changed" in text(as_owner.get(page))
+
+
+def test_back_from_the_checkout_the_subscription_is_there(as_owner, stripe, team, page):
+    session = {"id": "cs_1", "client_reference_id": str(team.pk), "subscription": stripe.subscribe(team.pk)}
+    stripe.objects["/v1/checkout/sessions/cs_1"] = session
+    as_owner.get(f"{page}done/", {"session": "cs_1"})
+    assert Subscription.objects.get().is_active
+    assert "The subscription has begun" in text(as_owner.get(page))
+
+
+def test_the_checkout_of_another_team_gives_nothing(as_owner, stripe, team, page):
+    session = {"id": "cs_1", "client_reference_id": "999", "subscription": stripe.subscribe(999)}
+    stripe.objects["/v1/checkout/sessions/cs_1"] = session
+    as_owner.get(f"{page}done/", {"session": "cs_1"})
+    assert not Subscription.objects.exists()
+
+
+def test_an_owner_is_sent_to_the_portal(as_owner, stripe, team):
+    billing.refetch(stripe.subscribe(team.pk))
+    assert as_owner.post(reverse("subscriptions:portal", args=[team.pk])).url == "https://stripe.example/page"
+    assert stripe.calls[-1].form["customer"] == "cus_1"
+
+
+@pytest.mark.parametrize("role", [Role.MEMBER, Role.ADMIN])
+def test_others_see_the_subscription_but_do_not_pay(client, stripe, team, plan, page, role):
+    client.force_login(User.objects.create_user("jane@example.com"))
+    Membership.objects.create(team=team, user=User.objects.get(email="jane@example.com"), role=role)
+    assert client.get(page).status_code == 200
+    assert client.post(f"{page}checkout/{plan.pk}/").status_code == 403
+    assert client.post(f"{page}portal/").status_code == client.get(f"{page}done/").status_code == 403
+
+
+def test_another_team_is_not_found_and_visitors_sign_in(client, team, page, plan):
+    assert client.get(page).url.startswith(reverse("account_login"))
+    client.force_login(User.objects.create_user("stranger@example.com"))
+    answers = [client.get(page), client.post(f"{page}checkout/{plan.pk}/"), client.post(f"{page}portal/")]
+    assert {answer.status_code for answer in answers} == {404}
+
+
+def test_a_form_without_its_token_is_refused(owner, page, plan):
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(owner)
+    assert client.post(f"{page}checkout/{plan.pk}/").status_code == 403
+
+
+def test_a_choice_leads_to_sign_up_to_the_team_or_to_the_list(client, owner, team, plan, page):
+    pricing = reverse("subscriptions:pricing")
+    assert reverse("account_signup") in text(client.get(pricing))
+    client.force_login(owner)
+    assert f'href="{page}"' in text(client.get(pricing))
+    team.memberships.update(role=Role.MEMBER)
+    assert f'class="button" href="{reverse("teams:list")}"' in text(client.get(pricing))
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_plan_saved_in_the_admin_reads_its_price(client, db, stripe, answers):
+    client.force_login(User.objects.create_superuser("boss@example.com"))
+    if answers:
+        stripe.objects["/v1/prices/price_9"] = {"object": "price", "currency": "usd", "unit_amount_decimal": "900"}
+    form = {"name": "Moon", "price_id": "price_9", "position": 1, "is_public": "on"}
+    response = client.post(reverse("admin:subscriptions_plan_add"), form, follow=True)
+    assert Plan.objects.get().price == ("USD 9" if answers else "")
+    assert ("The price was not read" in text(response)) != answers
+
+
+def test_the_admin_shows_subscriptions_and_changes_none(client, stripe, team):
+    row = billing.refetch(stripe.subscribe(team.pk))
+    client.force_login(User.objects.create_superuser("boss@example.com"))
+    assert client.get(reverse("admin:subscriptions_subscription_changelist")).status_code == 200
+    page = reverse("admin:subscriptions_subscription_change", args=[row.pk])
+    assert client.post(page, {"quantity": 9}).status_code == 403

@@ -1,0 +1,184 @@
+"""What running a rendered project takes: Pythons, virtual environments, brokers and the project's own programs.
+
+Everything listens on 127.0.0.1 and a free port, writes into a folder of the test, and ends with its `with` block.
+"""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from tests import template
+from tests.browser import free_port
+from tests.dev_support import wait_until
+
+# Servers answer a broker's first words with something; what it is does not matter.
+GREETINGS = {"redis": b"PING\r\n", "amqp": b"AMQP\x00\x00\x09\x01"}
+# Debian's wrapper changes to another user, which loses the environment that keeps the node to itself.
+RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+KEPT = ("HOME", "LANG", "PATH", "TMPDIR")
+TOOLS = ("PIP_", "PYENV_", "SSL_", "UV_")
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """This process's environment without what a project would read from it, and with these variables."""
+    kept = {name: value for name, value in os.environ.items() if name in KEPT or name.startswith(TOOLS)}
+    return kept | {"DJANGO_COLORS": "nocolor", "NO_COLOR": "1", "TERM": "xterm"} | variables
+
+
+def missing(reason: str) -> NoReturn:
+    """Skip the test, but fail it where everything should be there."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def needed(*places: str | Path) -> str:
+    """Return the first of these programs that is there; without any, skip or fail."""
+    found = next(filter(None, map(shutil.which, places)), None)
+    return found or missing(f"{places[-1]} is not on PATH")
+
+
+@cache
+def interpreter(version: str) -> str:
+    """Return the path of a Python of this version, as uv finds it; without one, skip or fail."""
+    command = [needed("uv"), "python", "find", "--no-project", "--no-python-downloads", version]
+    # Not in this repository, whose own environment uv would find first.
+    done = subprocess.run(command, cwd="/", env=environment(), text=True, capture_output=True)
+    return done.stdout.strip() or missing(f"There is no Python {version}: {done.stderr}")
+
+
+# Projects -------------------------------------------------------------------
+
+
+def run(folder: Path, *command: str | Path, status: int = 0, seconds: float = 300, **variables: str) -> str:
+    """Run a command in a folder; return what it printed, and fail unless it ends with the status in time."""
+    words = [str(word) for word in command]
+    done = subprocess.run(
+        words, cwd=folder, env=environment(**variables), text=True, capture_output=True, timeout=seconds
+    )
+    assert done.returncode == status, f"{' '.join(words)} ends with {done.returncode}:\n{done.stdout}{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def sync(project: Path, version: str, *options: str) -> Path:
+    """Install the dependencies of a project into its .venv; return the folder of its programs."""
+    run(project, needed("uv"), "sync", "--python", interpreter(version), *options)
+    return project / ".venv/bin"
+
+
+def installed(template_repo: Path, folder: Path, version: str, *options: str, **answers: Any) -> tuple[Path, Path]:
+    """Generate a project in the folder and install it; return its folder and that of its programs."""
+    project = template.copy(template_repo, folder.resolve() / "acme", **answers)
+    return project, sync(project, version, *options)
+
+
+class Program:
+    """A program at work in a folder; what it prints stands in `text`."""
+
+    def __init__(self, folder: Path, log: Path, *command: str | Path, **variables: str) -> None:
+        self.log = log
+        with log.open("w") as output:
+            self.process = subprocess.Popen(
+                [str(word) for word in command],
+                cwd=folder,
+                env=environment(**variables),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def says(self, pattern: str) -> re.Match[str]:
+        """Wait until the output matches, and return the match; fail if the program ends before."""
+        wait_until(lambda: re.search(pattern, self.text) or self.process.poll() is not None)
+        found = re.search(pattern, self.text)
+        assert found, f"{pattern!r} does not come from {self.process.args}:\n{self.text}"
+        return found
+
+    def stop(self) -> None:
+        """Ask the program to end and wait until it has; kill it and fail if it does not."""
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            pytest.fail(f"{self.process.args} does not end:\n{self.text}")
+
+
+@contextmanager
+def started(folder: Path, log: Path, *command: str | Path, **variables: str) -> Iterator[Program]:
+    """Run a program until the end of the block."""
+    program = Program(folder, log, *command, **variables)
+    try:
+        yield program
+    finally:
+        program.stop()
+
+
+# Brokers --------------------------------------------------------------------
+
+
+def answers(scheme: str, port: int) -> bool:
+    """Whether a broker on this machine has begun to talk."""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+        connection.sendall(GREETINGS[scheme])
+        return bool(connection.recv(1))
+    return False
+
+
+def wait_for_broker(program: Program, scheme: str, port: int) -> None:
+    wait_until(lambda: answers(scheme, port) or program.process.poll() is not None)
+    assert answers(scheme, port), program.text
+
+
+@contextmanager
+def redis_server(folder: Path) -> Iterator[tuple[Program, str]]:
+    """Run Redis with its files in the folder; yields the program and its URL."""
+    port = free_port()
+    command: Sequence[str] = (needed("redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--save", "")
+    with started(folder, folder / "redis.log", *command) as server:
+        wait_for_broker(server, "redis", port)
+        yield server, f"redis://127.0.0.1:{port}/0"
+
+
+@contextmanager
+def rabbitmq_server(folder: Path) -> Iterator[tuple[Program, str]]:
+    """Run RabbitMQ as a node of its own, with its files and its name service in the folder; takes about 20 seconds."""
+    server_path, epmd_path = needed(RABBITMQ, "rabbitmq-server"), needed("epmd")
+    port, names_port = free_port(), str(free_port())
+    (folder / "plugins").write_text("[].\n")
+    node = {
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "ERL_EPMD_PORT": names_port,
+        # Where Erlang keeps its cookie.
+        "HOME": str(folder),
+        "RABBITMQ_CONFIG_FILE": str(folder / "none"),
+        "RABBITMQ_CONF_ENV_FILE": os.devnull,
+        "RABBITMQ_DIST_PORT": str(free_port()),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
+        "RABBITMQ_LOG_BASE": str(folder),
+        "RABBITMQ_MNESIA_BASE": str(folder),
+        "RABBITMQ_NODENAME": f"proof{port}@localhost",
+        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODE_PORT": str(port),
+    }
+    with (
+        # Ours, because the one that RabbitMQ starts by itself outlives it.
+        started(folder, folder / "epmd.log", epmd_path, "-port", names_port, "-address", "127.0.0.1"),
+        started(folder, folder / "rabbitmq.log", server_path, **node) as server,
+    ):
+        wait_for_broker(server, "amqp", port)
+        yield server, f"amqp://guest:guest@127.0.0.1:{port}//"

@@ -1,0 +1,194 @@
+"""The AI chat of a running project: replies grow before one's eyes, stop when told to, and are paid for once.
+
+Both ways are proved with a real worker and a real server, against a model that counts how often it is asked: by a task
+and polling under gunicorn, and by server-sent events under uvicorn.
+"""
+
+import importlib.util
+import re
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests import template
+from tests.browser import Browser, free_port
+from tests.dev_support import left_in, wait_until
+from tests.processes import installed, redis_server, run, started
+
+pytestmark = pytest.mark.run
+
+LONG = "Are trains in general longer than the planes that fly above them?"
+WORDS = [f"word{number} " for number in range(30)]
+SERVERS = {
+    False: ("gunicorn", "acme.wsgi", "--threads=4", "--bind=127.0.0.1:{port}"),
+    True: ("uvicorn", "acme.asgi:application", "--host=127.0.0.1", "--port={port}", "--timeout-graceful-shutdown=3"),
+}
+
+
+def load_model_server() -> ModuleType:
+    """The model of the project's own tests."""
+    path = template.ROOT / "template/tests/chat/model_server.py"
+    spec = importlib.util.spec_from_file_location("model_server", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Running(NamedTuple):
+    """A running project: a person's browser on it, its model, whether it streams, and where its logs are."""
+
+    browser: Browser
+    model: Any
+    streams: bool
+    folder: Path
+
+    def ask(self, text: str) -> str:
+        """Start a chat with the text; return the number of its reply."""
+        assert self.browser.get("/chats/")[0] == 200
+        status, page = self.browser.post("/chats/", text=text)
+        assert status == 200, page
+        return re.search(r'id="reply-(\d+)"', page)[1]
+
+    @property
+    def chat(self) -> str:
+        """The path of the chat that was opened last."""
+        return urllib.parse.urlsplit(self.browser.address).path
+
+    def stream(self, reply: str) -> Iterator[str]:
+        """The events of a reply; the connection drops when the iterator is closed."""
+        with self.browser.opener.open(f"{self.browser.site}/chats/replies/{reply}/stream/", timeout=60) as lines:
+            event = ""
+            for line in lines:
+                event += line.decode()
+                if line == b"\n":
+                    yield event
+                    event = ""
+
+    def looks(self, reply: str, until: Callable[[str], Any]) -> list[str]:
+        """What a page shows of the reply one after the other, up to what is looked for, or the end."""
+        seen: list[str] = []
+        if self.streams:
+            for event in self.stream(reply):
+                seen.append(event)
+                if until(event):
+                    break
+            return seen
+
+        def look() -> bool:
+            seen.append(self.browser.get(f"/chats/replies/{reply}/")[1])
+            return bool(until(seen[-1])) or "aria-busy" not in seen[-1]
+
+        assert wait_until(look), seen[-1]
+        return seen
+
+
+@contextmanager
+def running(project: Path, programs: Path, streams: bool) -> Iterator[Running]:
+    """Run model, broker, worker and web server of a project, with somebody signed in."""
+    port, folder = free_port(), project.parent
+    with load_model_server().model_server() as model, redis_server(folder) as (_, url), ExitStack() as stack:
+        model.words, model.seconds_per_word = WORDS, 0.1
+        variables = {"CELERY_BROKER_URL": url, "DEBUG": "1", "DEFAULT_AI_MODEL": "openai-chat:trains"}
+        variables |= model.environment
+        run(project, programs / "python", "manage.py", "migrate", **variables)
+        worker = (programs / "celery", "-A", "acme", "worker", "-l", "info", "--concurrency=2")
+        stack.enter_context(started(project, folder / "worker.log", *worker, **variables)).says("ready")
+        name, *arguments = SERVERS[streams]
+        server = (programs / name, *(argument.format(port=port) for argument in arguments))
+        stack.enter_context(started(project, folder / "web.log", *server, **variables))
+        browser = Browser(f"http://127.0.0.1:{port}")
+        assert wait_until(lambda: answers(browser)), (folder / "web.log").read_text()
+        browser.get("/accounts/signup/")
+        assert browser.post("/accounts/signup/", email="ada@example.com", password1="a-long-word-7")[0] == 200
+        yield Running(browser, model, streams, folder)
+
+
+def answers(browser: Browser) -> bool:
+    try:
+        return browser.get("/up")[0] == 200
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["polling", "streaming"])
+def site(request, template_repo, tmp_path_factory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("chat")
+    answers = {"use_ai_chat": True, "use_async": request.param}
+    project, programs = installed(template_repo, folder, "3.13", **answers)
+    with running(project, programs, request.param) as running_site:
+        yield running_site
+    assert not left_in(folder)
+
+
+@pytest.fixture
+def asked(site) -> Callable[[], int]:
+    """How many replies the model was asked for since the test began."""
+    before = site.model.replies_begun
+    return lambda: site.model.replies_begun - before
+
+
+def words_in(text: str) -> int:
+    return len(set(re.findall(r"word\d+", text)))
+
+
+def test_a_reply_grows_to_its_end_and_its_chat_is_named_by_the_task(site, asked):
+    reply = site.ask(LONG)
+    chat = site.chat
+    counts = [words_in(look) for look in site.looks(reply, until=lambda look: False)]
+    assert len(set(counts)) > 5 and counts == sorted(counts) and counts[-1] == len(WORDS)
+    assert wait_until(lambda: ">Trains of Europe</h1>" in site.browser.get(chat)[1])
+    assert asked() == 1
+
+
+def test_a_reply_stops_in_the_middle_and_can_be_asked_for_again(site, asked):
+    reply = site.ask("Stop me")
+    chat = site.chat
+    site.looks(reply, until=words_in)
+    status, page = site.browser.post(f"/chats/replies/{reply}/stop/")
+    assert status == 200 and 0 < words_in(page) < len(WORDS) and "Try again" in page
+    assert site.browser.post(f"/chats/replies/{reply}/retry/")[0] == 200
+    site.looks(reply, until=lambda look: False)
+    assert words_in(site.browser.get(chat)[1]) == len(WORDS)
+    assert asked() == 2
+
+
+def test_a_chat_writes_one_reply_at_a_time(site, asked):
+    reply = site.ask("One")
+    chat = site.chat
+    status, page = site.browser.post(chat, text="Two")
+    assert status == 422 and "still being answered" in page
+    site.looks(reply, until=lambda look: False)
+    assert asked() == 1
+    assert site.browser.post(chat, text="Two")[0] == 200
+
+
+def test_a_chat_that_is_deleted_in_the_middle_ends_quietly(site):
+    reply = site.ask(LONG)
+    chat = site.chat
+    site.looks(reply, until=words_in)
+    assert site.browser.post(f"{chat}delete/")[0] == 200
+    assert site.browser.get(chat)[0] == 404
+    # The next reply is written by those who were at work on this one.
+    site.looks(site.ask("Go on"), until=lambda look: False)
+    logs = [(site.folder / name).read_text() for name in ("worker.log", "web.log")]
+    assert not [log for log in logs if "Traceback" in log]
+
+
+def test_a_connection_that_drops_leaves_the_text_and_costs_nothing_more(site, asked):
+    if not site.streams:
+        pytest.skip("Polling has no connection that could drop.")
+    reply = site.ask("Drop me")
+    chat = site.chat
+    site.looks(reply, until=words_in)
+    assert wait_until(lambda: "The connection was lost" in site.browser.get(chat)[1])
+    page = site.browser.get(chat)[1]
+    assert 0 < words_in(page) < len(WORDS) and "Try again" in page
+    # What EventSource does by itself.
+    assert list(site.stream(reply))[-1].startswith("event: end\n")
+    assert asked() == 1

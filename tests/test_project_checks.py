@@ -1,0 +1,323 @@
+"""What a project promises about its settings and its broker, asked of real projects with all that they need."""
+
+import ast
+import json
+import re
+import signal
+import socket
+import sys
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+
+import pytest
+
+from tests import template
+from tests.browser import free_port
+from tests.processes import installed, interpreter, needed, redis_server, run
+
+pytestmark = pytest.mark.run
+
+# Far from the 20 seconds, or the end of days, that Celery's defaults take, and far from what a busy machine adds.
+AT_ONCE_SECONDS = 10
+PRODUCTION = {
+    "ALLOWED_HOSTS": "www.example.com",
+    "CELERY_BROKER_URL": "redis://127.0.0.1:6379/0",
+    "SECRET_KEY": "3dP_Ud8VZ0mQnYk7vRr1oXbB5uJ2tLcW9sEhGfAiNqKyMzTx-lOoPpQq",
+}
+# Questions that no Python file of a project depends on.
+TOOL_SWITCHES = {"package_manager", "python_version", "docker_mode", "deploy"}
+# Django and Celery are imported once; each project is checked in a fork.
+CHECK = """
+import os, sys
+import allauth, celery, django.contrib.admin, django.core.management, django.test, django_celery_beat, environ
+
+os.environ |= {"DEBUG": "1", "DJANGO_SETTINGS_MODULE": "acme.settings"}
+failed = []
+for folder in sys.argv[1:]:
+    if not (child := os.fork()):
+        os.chdir(folder)
+        sys.path.insert(0, folder)
+        django.setup()
+        django.core.management.call_command("check", fail_level="WARNING")
+        django.core.management.call_command("makemigrations", check_changes=True, dry_run=True)
+        sys.stdout.flush()
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        failed.append(folder)
+sys.exit(f"Failed: {failed}" if failed else 0)
+"""
+DELAY = """
+import os, time, django
+django.setup()
+from kombu.exceptions import OperationalError
+from acme.tasks import add, say_good_morning
+
+if frozen := os.environ.get("FREEZE"):
+    say_good_morning.delay()
+    os.kill(int(frozen), 19)
+for task, arguments in ((say_good_morning, ()), (add, (1, 2))):
+    began = time.monotonic()
+    try:
+        task.delay(*arguments)
+    except OperationalError:
+        print(f"error after {time.monotonic() - began:.2f} s")
+"""
+CLEAR_CACHE = """
+from acme.tasks import say_good_morning
+from django.core.cache import cache
+say_good_morning.delay()
+cache.set("key", "value")
+assert cache.get("key") == "value"
+cache.clear()
+assert cache.get("key") is None
+"""
+
+
+@pytest.fixture(scope="module")
+def on(template_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A project with Celery and Flower, and the folder of its programs."""
+    return installed(template_repo, tmp_path_factory.mktemp("on"), "3.13")
+
+
+@pytest.fixture(scope="module")
+def ask(on):
+    """`ask(code, **variables)` runs Python in the project with Django set up, and returns its last line."""
+    project, programs = on
+
+    def ask(code: str, **variables: str) -> str:
+        script = f"import django; django.setup()\n{code}"
+        printed = run(project, programs / "python", "-c", script, DJANGO_SETTINGS_MODULE="acme.settings", **variables)
+        return printed.splitlines()[-1]
+
+    return ask
+
+
+@pytest.fixture(scope="module")
+def settings(ask):
+    """`settings(*names, **variables)` returns settings of the project under these variables."""
+
+    def settings(*names: str, **variables: str) -> list:
+        code = f"import json\nfrom django.conf import settings as s\nprint(json.dumps([{', '.join(names)}]))"
+        return json.loads(ask(code, **variables))
+
+    return settings
+
+
+@pytest.fixture(scope="module")
+def manage(on):
+    """`manage(*arguments, status=0, **variables)` runs manage.py, and returns what it printed."""
+    project, programs = on
+    return partial(run, project, programs / "python", "manage.py")
+
+
+# Every combination ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def python_of_everything(template_repo, tmp_path_factory) -> Path:
+    """A Python that has what every feature needs."""
+    answers = {"use_ai_chat": True, "use_async": True, "use_background_tasks": True, "subscriptions": "per_unit"}
+    return installed(template_repo, tmp_path_factory.mktemp("everything"), "3.13", **answers)[1] / "python"
+
+
+@pytest.fixture(scope="module")
+def distinct(renderer: template.Renderer) -> dict[str, dict[str, bytes]]:
+    """The projects that differ in what Django loads of their Python files, by a name for each."""
+    found: dict[frozenset, template.Answers] = {}
+    for answers in template.valid_answers():
+        if all(answers.get(name) == template.DEFAULTS.get(name) for name in TOOL_SWITCHES):
+            files = renderer.project(answers)
+            loaded = frozenset(
+                (path, files[path]) for path in files if re.search(r"^(acme|apps)/.*(?<!/dev)\.py$", path)
+            )
+            found.setdefault(loaded, answers)
+    return {template.label(answers): renderer.project(answers) for answers in found.values()}
+
+
+def test_every_combination_passes_the_checks_and_has_its_migrations(python_of_everything, distinct, tmp_path):
+    folders = []
+    for number, files in enumerate(distinct.values()):
+        folders.append(tmp_path / f"{number:02}")
+        for path, content in files.items():
+            (folders[-1] / path).parent.mkdir(parents=True, exist_ok=True)
+            (folders[-1] / path).write_bytes(content)
+    run(tmp_path, python_of_everything, "-c", CHECK, *folders, seconds=600)
+
+
+# Imported under the name of what the project asks for: Celery's own documentation tells to catch kombu's errors,
+# Django's to call asgiref's functions, and Flower's options are tornado's.
+VOUCHED_FOR = {"asgiref": "django", "kombu": "celery", "tornado": "flower"}
+
+
+@cache
+def imports(code: bytes) -> set[str]:
+    """The top-level names of the packages that the code imports, Python's own apart."""
+    nodes = list(ast.walk(ast.parse(code)))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    return {name.partition(".")[0] for name in names} - sys.stdlib_module_names
+
+
+def names_of(requirements: list[str]) -> set[str]:
+    return {re.match(r"[\w-]+", each)[0].lower() for each in requirements}
+
+
+def test_every_import_has_a_direct_dependency(python_of_everything, distinct, tmp_path):
+    code = "import importlib.metadata, json; print(json.dumps(importlib.metadata.packages_distributions()))"
+    distributions = json.loads(run(tmp_path, python_of_everything, "-c", code))
+    bad: dict[str, str] = {}
+    for name, files in distinct.items():
+        project = tomllib.loads(files["pyproject.toml"].decode())
+        always, development = project["project"]["dependencies"], project["dependency-groups"]["dev"]
+        for path in (path for path in files if path.endswith(".py")):
+            only_development = path.startswith("tests/") or path.endswith("/dev.py")
+            asked_for = names_of(always + development * only_development)
+            for module in imports(files[path]) - {"acme", "apps", "tests"}:
+                offered = {each.lower() for each in [*distributions.get(module, []), VOUCHED_FOR.get(module, module)]}
+                if not offered & asked_for:
+                    bad.setdefault(f"{path} imports {module}", name)
+    assert bad == {}
+
+
+@pytest.mark.parametrize("answers", [{"celery_broker": "rabbitmq"}, template.OFF], ids=template.label)
+def test_redis_is_installed_in_production_only_where_something_uses_it(render, tmp_path, answers):
+    (tmp_path / "pyproject.toml").write_bytes((render(**answers) / "pyproject.toml").read_bytes())
+    (tmp_path / "README.md").touch()
+    python = interpreter("3.13")
+    exported = run(tmp_path, needed("uv"), "export", "--quiet", "--python", python, "--no-dev", "--no-hashes")
+    assert "django==" in exported
+    assert not re.findall(r"^(?:redis|valkey\w*)==.*", exported, re.MULTILINE)
+
+
+# Settings --------------------------------------------------------------------
+
+
+def test_a_broker_variable_that_is_empty_is_unset(settings, manage):
+    for empty in ({"REDIS_URL": ""}, {"CELERY_BROKER_URL": ""}, {"CELERY_BROKER_URL": "", "REDIS_URL": ""}):
+        [url] = settings("s.CELERY_BROKER_URL", DEBUG="1", **empty)
+        assert re.fullmatch(r"redis://127\.0\.0\.1:2\d{4}/0", url)
+    assert "Set CELERY_BROKER_URL " in manage("check", status=1, **PRODUCTION | {"CELERY_BROKER_URL": ""})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:p%40ss%2Fw$rd%3A@127.0.0.1:6380/3?health_check_interval=7",
+        "rediss://user:%24ecret@redis.example.com:6379/0?ssl_cert_reqs=required",
+        "amqps://user:p%25ss@rabbit.example.com:5671/%2Fa%20host",
+        "sentinel://127.0.0.1:26379/0;sentinel://127.0.0.1:26380/0",
+    ],
+)
+def test_the_url_of_the_broker_reaches_celery_byte_for_byte(ask, url):
+    code = "from celery import current_app as app; print(app.conf.broker_url, app.conf.broker_write_url)"
+    assert ask(code, DEBUG="1", CELERY_BROKER_URL=url) == f"{url} {url}"
+    if url.startswith("redis"):
+        assert ask(code, DEBUG="1", REDIS_URL=url) == f"{url} {url}"
+
+
+@pytest.mark.parametrize("place", ["environment", ".env"])
+def test_a_secret_may_begin_with_a_dollar(settings, on, place):
+    variables = {
+        "DATABASE_URL": "postgres://user:$ecret@127.0.0.1:5432/name",
+        "EMAIL_URL": "smtp+tls://user:$ecret@127.0.0.1:587",
+        "HEALTH_TOKEN": "$token",
+        "SECRET_KEY": "$abc$def",
+    }
+    file = on[0] / ".env"
+    if place == ".env":
+        file.write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
+        variables = {}
+    names = ("s.SECRET_KEY", "s.HEALTH_TOKEN", "s.DATABASES['default']['PASSWORD']", "s.EMAIL_HOST_PASSWORD")
+    try:
+        assert settings(*names, DEBUG="1", **variables) == ["$abc$def", "$token", "$ecret", "$ecret"]
+    finally:
+        file.unlink(missing_ok=True)
+
+
+# Production ------------------------------------------------------------------
+
+
+def test_without_settings_it_says_all_that_is_missing_in_one_sentence(manage, on):
+    for command in ("check", "migrate", "runserver"):
+        sentence = manage(command, status=1)
+        assert len(sentence.splitlines()) == 1
+        for name in (*PRODUCTION, "DEBUG=1", ".env.example"):
+            assert name in sentence
+    # The first `dev` of a checkout writes a .env; no other command does.
+    assert not (on[0] / ".env").exists()
+
+
+@pytest.mark.parametrize("name", PRODUCTION)
+def test_production_refuses_to_start_without(manage, name):
+    given = {key: value for key, value in PRODUCTION.items() if key != name}
+    assert manage("check", status=1, **given).startswith(f"Set {name} in the environment")
+
+
+def test_production_starts_with_what_it_asks_for_and_a_web_server_refuses_without(on):
+    project, programs = on
+    gunicorn = (programs / "gunicorn", "--check-config", "acme.wsgi")
+    run(project, *gunicorn, **PRODUCTION)
+    assert "Set ALLOWED_HOSTS, CELERY_BROKER_URL, SECRET_KEY in" in run(project, *gunicorn, status=1)
+
+
+def test_production_settings_pass_the_deployment_checks(manage):
+    assert "no issues" in manage("check", "--deploy", "--fail-level", "WARNING", **PRODUCTION)
+
+
+def test_without_its_dependencies_it_says_in_one_sentence_how_to_install_them(on):
+    sentence = run(on[0], interpreter("3.13"), "-I", "manage.py", "check", status=1)
+    assert len(sentence.splitlines()) == 1 and sentence.endswith("Install the dependencies first: uv sync\n")
+
+
+# A broker that is away -------------------------------------------------------
+
+
+@contextmanager
+def refusing() -> Iterator[int]:
+    yield free_port()
+
+
+@contextmanager
+def silent() -> Iterator[int]:
+    """Accept connections, and never say a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def assert_errors_at_once(on: tuple[Path, Path], **variables: str) -> None:
+    """Send two tasks; fail unless each is an error, and at once."""
+    project, programs = on
+    given = variables | {"DEBUG": "1", "DJANGO_SETTINGS_MODULE": "acme.settings"}
+    # Ended from outside if it hangs, as it did with Celery's defaults.
+    printed = run(project, programs / "python", "-c", DELAY, seconds=60, **given)
+    seconds = [float(each) for each in re.findall(r"error after (\S+) s", printed)]
+    assert len(seconds) == 2 and max(seconds) < AT_ONCE_SECONDS, printed
+
+
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:{}/0", "amqp://guest:guest@127.0.0.1:{}//"], ids=["redis", "amqp"])
+@pytest.mark.parametrize("away", [refusing, silent])
+def test_a_broker_that_is_away_is_an_error_at_once(on, url, away):
+    with away() as port:
+        assert_errors_at_once(on, CELERY_BROKER_URL=url.format(port))
+
+
+def test_a_broker_that_freezes_under_a_connection_is_an_error_at_once(on, tmp_path):
+    with redis_server(tmp_path) as (server, url):
+        try:
+            assert_errors_at_once(on, CELERY_BROKER_URL=url, FREEZE=str(server.process.pid))
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("cache", ["dbcache://cache_table", "redis"])
+def test_clearing_the_cache_leaves_the_queue(manage, tmp_path, cache):
+    with redis_server(tmp_path) as (_, url):
+        database = f"sqlite:///{tmp_path}/db.sqlite3"
+        variables = {"CELERY_BROKER_URL": url, "DATABASE_URL": database, "DEBUG": "1"}
+        variables["CACHE_URL"] = url.removesuffix("0") + "1" if cache == "redis" else cache
+        manage("createcachetable", **variables)
+        manage("shell", "-c", CLEAR_CACHE, **variables)
+        assert run(tmp_path, "redis-cli", "-u", url, "llen", "celery").strip() == "1"

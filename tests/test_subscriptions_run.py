@@ -1,0 +1,218 @@
+"""Seats reach Stripe through a real broker and a real worker: once, in spite of errors, and right after a race.
+
+And without Celery a team is joined in a browser, and its payment arrives by a signed event. The Stripe is the project's
+own fake, which speaks HTTP to the real SDK inside the project's processes.
+"""
+
+import hashlib
+import hmac
+import importlib.util
+import json
+import quopri
+import re
+import sqlite3
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests import template
+from tests.browser import free_port
+from tests.chromium import chromium_page, has_sideways_scrolling, sign_in
+from tests.dev_support import left_in, wait_until
+from tests.processes import installed, redis_server, run, started
+
+pytestmark = pytest.mark.run
+
+# A team whose owner pays for one seat.
+BEGIN = """
+from apps.subscriptions.billing import refetch
+from apps.teams.models import create_team
+from apps.users.models import User
+team = create_team("Rockets", User.objects.create_user("owner@example.com"))
+assert team.pk == 1 and refetch("sub_1").quantity == 1
+"""
+JOIN = """
+from django.db import transaction
+from apps.teams.models import Membership
+from apps.users.models import User
+def join(number):
+    Membership.objects.create(team_id=1, user=User.objects.create(email=f"{number}@example.com"))
+"""
+TWENTY_AT_ONCE = f"{JOIN}\nwith transaction.atomic():\n    for number in range(20): join(number)\n"
+ONE_AFTER_THE_OTHER = f"{JOIN}\nfor number in range(%s, %s): join(number)\n"
+WITHOUT_A_SIGNAL = f"""{JOIN}
+from apps.subscriptions.seats import sync_all
+Membership.objects.bulk_create([Membership(team_id=1, user=User.objects.create(email="bulk@example.com"))])
+sync_all()
+"""
+PASSWORD = "correct horse battery"
+OWNER, JANE = "owner@example.com", "jane@example.com"
+ADD_USERS = f"""
+from apps.users.models import User
+for email in ("{OWNER}", "{JANE}"):
+    User.objects.create_user(email, "{PASSWORD}")
+"""
+
+
+def fake_stripe() -> ModuleType:
+    """Return the module of the project's tests that plays Stripe."""
+    path = template.ROOT / "template/tests/subscriptions/fake_stripe.py"
+    spec = importlib.util.spec_from_file_location("fake_stripe", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Running(NamedTuple):
+    """A project at work: its Stripe, a function that runs Python in it, and its folder."""
+
+    stripe: Any
+    shell: Any
+    project: Path
+
+    def quantity(self) -> int:
+        """How many seats the project believes that Stripe knows."""
+        with closing(sqlite3.connect(self.project / "db.sqlite3")) as database:
+            return database.execute("SELECT quantity FROM subscriptions_subscription").fetchone()[0]
+
+    def told(self) -> list[int]:
+        """The quantities that Stripe was told, in their order."""
+        return [int(call.form["quantity"]) for call in self.stripe.calls if "quantity" in call.form]
+
+    def is_at(self, seats: int) -> bool:
+        """Wait until Stripe and the project agree on the number of seats; return whether it came to that."""
+        item = self.stripe.objects["/v1/subscription_items/si_1"]
+        return wait_until(lambda: item["quantity"] == self.quantity() == seats)
+
+    def is_idle(self) -> bool:
+        """Wait until Stripe hears nothing any more for two seconds."""
+
+        def silent() -> bool:
+            heard = len(self.stripe.calls)
+            time.sleep(2)
+            return heard == len(self.stripe.calls)
+
+        return wait_until(silent)
+
+
+@pytest.fixture(scope="module", params=["prefork", "threads"])
+def at_work(
+    request: pytest.FixtureRequest, template_repo: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    """A project with per-unit subscriptions, with a worker of four slots."""
+    folder = tmp_path_factory.mktemp(f"subscriptions_{request.param}")
+    project, programs = installed(template_repo, folder, "3.13", subscriptions="per_unit", use_flower=False)
+    with redis_server(folder) as (_, url), fake_stripe().FakeStripe() as stripe:
+        variables = {"CELERY_BROKER_URL": url, "DEBUG": "1", "STRIPE_API_URL": stripe.url, "STRIPE_SECRET_KEY": "sk_1"}
+        run(project, programs / "python", "manage.py", "migrate", **variables)
+        stripe.subscribe(1)
+        shell = partial(run, project, programs / "python", "manage.py", "shell", "-c", **variables)
+        shell(BEGIN)
+        worker = (programs / "celery", "-A", "acme", "worker", "-l", "info", "-c", "4", "-P", request.param)
+        with started(project, folder / "worker.log", *worker, **variables) as program:
+            program.says("ready")
+            yield Running(stripe, shell, project)
+    assert not left_in(folder)
+
+
+@pytest.fixture
+def acme(at_work: Running) -> Iterator[Running]:
+    """The project at work, whose Stripe has forgotten what it was told."""
+    at_work.stripe.calls.clear()
+    at_work.stripe.failures.clear()
+    at_work.stripe.delay_seconds = 0.0
+    yield at_work
+    print(json.dumps(at_work.told()))
+
+
+def test_twenty_seats_in_one_transaction_are_one_call(acme):
+    acme.shell(TWENTY_AT_ONCE)
+    assert acme.is_at(21) and acme.is_idle()
+    assert acme.told() == [21]
+
+
+def test_two_refusals_for_too_many_requests_are_recovered(acme):
+    acme.stripe.failures.extend([429, 429])
+    acme.shell(ONE_AFTER_THE_OTHER % (20, 21))
+    assert acme.is_at(22)
+    assert acme.told() == [22, 22, 22]
+
+
+def test_a_race_between_seats_and_a_slow_stripe_ends_right(acme):
+    acme.stripe.delay_seconds = 0.5
+    acme.shell(ONE_AFTER_THE_OTHER % (21, 27))
+    assert acme.is_at(28) and acme.is_idle()
+    assert acme.told() == sorted(acme.told())
+
+
+def test_seats_without_a_signal_are_found_by_the_schedule(acme):
+    acme.shell(WITHOUT_A_SIGNAL)
+    assert acme.is_at(29)
+    assert acme.told() == [29]
+
+
+# Without Celery -------------------------------------------------------------
+
+
+@pytest.fixture
+def site(template_repo: Path, tmp_path: Path) -> Iterator[tuple[str, Any, Any]]:
+    """The address of a project without Celery, its Stripe, and its web server, which prints e-mails."""
+    project, programs = installed(template_repo, tmp_path, "3.13", subscriptions="standard", use_celery=False)
+    manage = (programs / "python", "manage.py")
+    port = str(free_port())
+    with fake_stripe().FakeStripe() as stripe:
+        keys = {"STRIPE_API_URL": stripe.url, "STRIPE_SECRET_KEY": "sk_1", "STRIPE_WEBHOOK_SECRET": "whsec_1"}
+        variables = {"DEBUG": "1", "PYTHONUNBUFFERED": "1", **keys}
+        run(project, *manage, "migrate", **variables)
+        run(project, *manage, "shell", "-c", ADD_USERS, **variables)
+        with started(project, tmp_path / "web.log", *manage, "runserver", "--noreload", port, **variables) as web:
+            web.says("Quit the server")
+            yield f"http://127.0.0.1:{port}", stripe, web
+    assert not left_in(tmp_path)
+
+
+def tell(site: str, stripe_id: str, secret: str) -> int:
+    """Send a signed event about a subscription, as Stripe does; return the status of the answer."""
+    event = {"object": "event", "type": "test", "data": {"object": {"object": "subscription", "id": stripe_id}}}
+    body, now = json.dumps(event), int(time.time())
+    signature = hmac.new(secret.encode(), f"{now}.{body}".encode(), hashlib.sha256).hexdigest()
+    headers = {"Stripe-Signature": f"t={now},v1={signature}", "Content-Type": "application/json"}
+    with urllib.request.urlopen(urllib.request.Request(f"{site}/stripe/webhook/", body.encode(), headers)) as answer:
+        return answer.status
+
+
+def test_a_team_is_joined_and_paid_for_without_celery(site):
+    address, stripe, web = site
+    with chromium_page(viewport={"width": 1280, "height": 900}) as page:
+        sign_in(page, address, OWNER, PASSWORD, "/teams/")
+        page.get_by_label("Name of the team").fill("Rockets")
+        page.get_by_role("button", name="Make the team").click()
+        page.get_by_text("1 seat taken").wait_for()
+        page.get_by_label("E-mail address").fill(JANE)
+        page.get_by_role("button", name="Send the invitation").click()
+        page.get_by_text("Invited, not here yet").wait_for()
+    web.says("do nothing")
+    # Long lines of e-mails are folded on their way.
+    [path] = re.findall(r"://127\.0\.0\.1:\d+(/teams/invitations/\S+)", quopri.decodestring(web.text).decode())
+    with chromium_page(viewport={"width": 360, "height": 780}, color_scheme="dark") as page:
+        page.goto(address + path)
+        page.get_by_role("main").get_by_role("link", name="Sign in").click()
+        page.get_by_label("Email").fill(JANE)
+        page.get_by_label("Password").fill(PASSWORD)
+        page.get_by_role("main").get_by_role("button", name="Sign In").click()
+        page.get_by_role("button", name="Accept the invitation").click()
+        page.get_by_text("2 seats taken").wait_for()
+        assert not has_sideways_scrolling(page)
+        page.get_by_role("link", name="Subscription").click()
+        page.get_by_text("An owner of the team can subscribe").wait_for()
+        assert tell(address, stripe.subscribe(int(re.search(r"/teams/(\d+)/", page.url)[1])), "whsec_1") == 200
+        page.reload()
+        page.get_by_text("Active").wait_for()
+        assert not has_sideways_scrolling(page)
