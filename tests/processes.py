@@ -24,6 +24,12 @@ from tests.dev_support import wait_until
 GREETINGS = {"redis": b"PING\r\n", "amqp": b"AMQP\x00\x00\x09\x01"}
 # Debian's wrapper changes to another user, which loses the environment that keeps the node to itself.
 RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+# Every second, written as an administrator would in the admin.
+EVERY_SECOND = """
+from django_celery_beat.models import IntervalSchedule, PeriodicTask
+every, _ = IntervalSchedule.objects.get_or_create(every=1, period="seconds")
+PeriodicTask.objects.create(name="often", task="acme.tasks.say_good_morning", interval=every)
+"""
 KEPT = ("HOME", "LANG", "PATH", "TMPDIR")
 TOOLS = ("PIP_", "PYENV_", "SSL_", "UV_")
 

@@ -40,7 +40,7 @@ TEXTS: Answers = {
 }
 SWITCHES: dict[str, tuple[Any, ...]] = {
     "package_manager": ("uv", "pip"),
-    "python_version": ("3.11", "3.12", "3.13", "3.14"),
+    "python_version": ("3.13", "3.11", "3.12", "3.14"),
     "docker_mode": ("full", "services", "none"),
     "use_async": (False, True),
     "use_background_tasks": (False, True),

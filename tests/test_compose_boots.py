@@ -13,16 +13,11 @@ import pytest
 
 from tests import template
 from tests.browser import PATIENCE_SECONDS, Browser, free_port
+from tests.processes import EVERY_SECOND
 
 PASSWORD = "someone:a-secret"
 OWNER = 1000
 PORTS = ("FLOWER_PORT", "POSTGRES_PORT", "RABBITMQ_PORT", "REDIS_PORT", "WEB_PORT")
-# Every second, written as an administrator would in the admin.
-SCHEDULE = """
-from django_celery_beat.models import IntervalSchedule, PeriodicTask
-every, _ = IntervalSchedule.objects.get_or_create(every=1, period="seconds")
-PeriodicTask.objects.create(name="often", task="acme.tasks.say_good_morning", interval=every)
-"""
 
 
 def engine_is_there() -> bool:
@@ -111,7 +106,7 @@ def test_a_task_from_the_home_page_runs_in_the_worker_container(stack):
 
 
 def test_a_scheduled_task_goes_through_beat(stack):
-    stack.compose("exec", "-T", "web", "python", "manage.py", "shell", "-c", SCHEDULE)
+    stack.compose("exec", "-T", "web", "python", "manage.py", "shell", "-c", EVERY_SECOND)
     assert stack.says("beat", r"Sending due task often \(acme\.tasks\.say_good_morning\)")
     assert stack.says("worker", r"acme\.tasks\.say_good_morning\[\S+\] succeeded")
 

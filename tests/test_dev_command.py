@@ -19,6 +19,7 @@ import pytest
 
 from tests import template
 from tests.dev_support import Terminal, first_of, left_in, running, wait_until
+from tests.processes import environment
 
 pytestmark = [
     pytest.mark.run,
@@ -85,13 +86,6 @@ def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 # What tests do --------------------------------------------------------------
-
-
-def environment(**variables: str) -> dict[str, str]:
-    """The environment without what a project would read from it, and with these variables."""
-    kept = {name: os.environ[name] for name in ("HOME", "LANG", "PATH", "TMPDIR") if name in os.environ}
-    tools = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "PYENV_", "SSL_", "UV_"))}
-    return kept | tools | {"DJANGO_COLORS": "nocolor", "NO_COLOR": "1", "TERM": "xterm"} | variables
 
 
 def without_servers() -> str:

@@ -19,6 +19,7 @@ from tests import template
 from tests.browser import Browser, free_port
 from tests.dev_support import Terminal, left_in, running, wait_until
 from tests.processes import (
+    EVERY_SECOND,
     environment,
     installed,
     interpreter,
@@ -31,12 +32,6 @@ from tests.processes import (
 
 pytestmark = pytest.mark.run
 
-# Every second, written as an administrator would in the admin.
-EVERY_SECOND = """
-from django_celery_beat.models import IntervalSchedule, PeriodicTask
-every, _ = IntervalSchedule.objects.get_or_create(every=1, period="seconds")
-PeriodicTask.objects.create(name="often", task="acme.tasks.say_good_morning", interval=every)
-"""
 INSTALLED = """
 import importlib.metadata, json
 print(json.dumps(sorted(dist.name.lower() for dist in importlib.metadata.distributions())))

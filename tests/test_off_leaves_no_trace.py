@@ -128,3 +128,11 @@ def test_every_variable_in_compose_is_read_by_settings_or_by_compose_itself(rend
     compose = files.get("docker-compose.yml", "")
     given = set(re.findall(r"^  ([A-Z_]+): ", compose, re.MULTILINE)) - {"DEPENDENCY_GROUP"}
     assert given <= variables_read(files["acme/settings.py"])
+
+
+def test_secrets_are_read_byte_for_byte(renderer):
+    """django-environ takes a value that begins with "$" for another variable's name."""
+    answers = template.DEFAULTS | {"use_ai_chat": True, "subscriptions": "per_unit"}
+    settings = renderer.project(answers)["acme/settings.py"].decode()
+    interpreted = re.findall(r"""\benv\.\w+\(\s*"(\w*(?:KEY|PASSWORD|SECRET|TOKEN))\"""", settings)
+    assert interpreted == [] and 'os.environ.get("STRIPE_SECRET_KEY"' in settings
