@@ -18,11 +18,13 @@ import pytest
 
 from tests import template
 from tests.browser import Browser, free_port
+from tests.chromium import chromium_page, has_sideways_scrolling, sign_in
 from tests.dev_support import left_in, wait_until
 from tests.processes import installed, redis_server, run, started
 
 pytestmark = pytest.mark.run
 
+EMAIL, PASSWORD = "ada@example.com", "a-long-word-7"
 LONG = "Are trains in general longer than the planes that fly above them?"
 WORDS = [f"word{number} " for number in range(30)]
 SERVERS = {
@@ -105,7 +107,7 @@ def running(project: Path, programs: Path, streams: bool) -> Iterator[Running]:
         browser = Browser(f"http://127.0.0.1:{port}")
         assert wait_until(lambda: answers(browser)), (folder / "web.log").read_text()
         browser.get("/accounts/signup/")
-        assert browser.post("/accounts/signup/", email="ada@example.com", password1="a-long-word-7")[0] == 200
+        assert browser.post("/accounts/signup/", email=EMAIL, password1=PASSWORD)[0] == 200
         yield Running(browser, model, streams, folder)
 
 
@@ -192,3 +194,28 @@ def test_a_connection_that_drops_leaves_the_text_and_costs_nothing_more(site, as
     # What EventSource does by itself.
     assert list(site.stream(reply))[-1].startswith("event: end\n")
     assert asked() == 1
+
+
+@pytest.mark.parametrize("width, colours", [(1280, "light"), (360, "dark")])
+def test_the_text_grows_before_ones_eyes_survives_a_reload_and_stops(site, width, colours):
+    with chromium_page(viewport={"width": width, "height": 800}, color_scheme=colours) as page:
+        sign_in(page, site.browser.site, EMAIL, PASSWORD, "/chats/")
+        page.get_by_role("textbox").fill(LONG)
+        page.get_by_role("button", name="Send").click()
+        reply = page.get_by_role("article", name="Reply")
+        reply.get_by_text("word3 ").wait_for()
+        early = words_in(reply.inner_text())
+        reply.get_by_text("word9 ").wait_for()
+        assert 0 < early < words_in(reply.inner_text())
+        reply.get_by_text("word29").wait_for()
+        page.reload()
+        assert words_in(reply.inner_text()) == len(WORDS)
+        assert not has_sideways_scrolling(page)
+
+        page.get_by_role("textbox").fill("And again")
+        page.get_by_role("button", name="Send").click()
+        last = page.get_by_role("article", name="Reply").nth(1)
+        last.get_by_text("word3 ").wait_for()
+        last.get_by_role("button", name="Stop").click()
+        last.get_by_role("button", name="Try again").wait_for()
+        assert 0 < words_in(last.inner_text()) < len(WORDS)
