@@ -46,11 +46,3 @@ def project(template_repo: Path, tmp_path: Path) -> Callable[..., Path]:
 def renderer() -> template.Renderer:
     """The fast renderer of the template as it is."""
     return template.Renderer()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file whose tests start processes on one worker: what they share is started once."""
-    for item in items:
-        if item.get_closest_marker("run") or item.get_closest_marker("containers"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))

@@ -3,6 +3,7 @@
 Everything listens on 127.0.0.1 and a free port, writes into a folder of the test, and ends with its `with` block.
 """
 
+import importlib.util
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 import pytest
@@ -85,6 +87,15 @@ def installed(template_repo: Path, folder: Path, version: str, *options: str, **
     """Generate a project in the folder and install it; return its folder and that of its programs."""
     project = template.copy(template_repo, folder.resolve() / "acme", **answers)
     return project, sync(project, version, *options)
+
+
+def load_module(path: str) -> ModuleType:
+    """Import a module of the template, such as a server that a project's own tests talk to, by its path below it."""
+    file = template.ROOT / "template" / path
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class Program:

@@ -4,23 +4,20 @@ Both ways are proved with a real worker and a real server, against a model that 
 and polling under gunicorn, and by server-sent events under uvicorn.
 """
 
-import importlib.util
 import re
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
 
-from tests import template
 from tests.browser import Browser, free_port
 from tests.chromium import chromium_page, has_sideways_scrolling, sign_in
 from tests.dev_support import left_in, wait_until
-from tests.processes import installed, redis_server, run, started
+from tests.processes import installed, load_module, redis_server, run, started
 
 pytestmark = pytest.mark.run
 
@@ -31,15 +28,6 @@ SERVERS = {
     False: ("gunicorn", "acme.wsgi", "--threads=4", "--bind=127.0.0.1:{port}"),
     True: ("uvicorn", "acme.asgi:application", "--host=127.0.0.1", "--port={port}", "--timeout-graceful-shutdown=3"),
 }
-
-
-def load_model_server() -> ModuleType:
-    """The model of the project's own tests."""
-    path = template.ROOT / "template/tests/chat/model_server.py"
-    spec = importlib.util.spec_from_file_location("model_server", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Running(NamedTuple):
@@ -94,7 +82,11 @@ class Running(NamedTuple):
 def running(project: Path, programs: Path, streams: bool) -> Iterator[Running]:
     """Run model, broker, worker and web server of a project, with somebody signed in."""
     port, folder = free_port(), project.parent
-    with load_model_server().model_server() as model, redis_server(folder) as (_, url), ExitStack() as stack:
+    with (
+        load_module("tests/chat/model_server.py").model_server() as model,
+        redis_server(folder) as (_, url),
+        ExitStack() as stack,
+    ):
         model.words, model.seconds_per_word = WORDS, 0.1
         variables = {"CELERY_BROKER_URL": url, "DEBUG": "1", "DEFAULT_AI_MODEL": "openai-chat:trains"}
         variables |= model.environment

@@ -6,7 +6,6 @@ own fake, which speaks HTTP to the real SDK inside the project's processes.
 
 import hashlib
 import hmac
-import importlib.util
 import json
 import quopri
 import re
@@ -17,16 +16,14 @@ from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
 
-from tests import template
 from tests.browser import free_port
 from tests.chromium import chromium_page, has_sideways_scrolling, sign_in
 from tests.dev_support import left_in, wait_until
-from tests.processes import installed, needed, redis_server, run, started
+from tests.processes import installed, load_module, needed, redis_server, run, started
 
 pytestmark = pytest.mark.run
 
@@ -59,15 +56,6 @@ from apps.users.models import User
 for email in ("{OWNER}", "{JANE}"):
     User.objects.create_user(email, "{PASSWORD}")
 """
-
-
-def fake_stripe() -> ModuleType:
-    """Return the module of the project's tests that plays Stripe."""
-    path = template.ROOT / "template/tests/subscriptions/fake_stripe.py"
-    spec = importlib.util.spec_from_file_location("fake_stripe", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Running(NamedTuple):
@@ -111,7 +99,7 @@ def at_work(
     folder = tmp_path_factory.mktemp(f"subscriptions_{request.param}")
     project, programs = installed(template_repo, folder, "3.13", subscriptions="per_unit", use_flower=False)
     run(project, needed("uv"), "pip", "install", "--python", programs / "python", "gevent")
-    with redis_server(folder) as (_, url), fake_stripe().FakeStripe() as stripe:
+    with redis_server(folder) as (_, url), load_module("tests/subscriptions/fake_stripe.py").FakeStripe() as stripe:
         variables = {"CELERY_BROKER_URL": url, "DEBUG": "1", "STRIPE_API_URL": stripe.url, "STRIPE_SECRET_KEY": "sk_1"}
         run(project, programs / "python", "manage.py", "migrate", **variables)
         stripe.subscribe(1)
@@ -175,7 +163,7 @@ def site(template_repo: Path, tmp_path: Path) -> Iterator[tuple[str, Any, Any]]:
     project, programs = installed(template_repo, tmp_path, "3.13", subscriptions="standard", use_celery=False)
     manage = (programs / "python", "manage.py")
     port = str(free_port())
-    with fake_stripe().FakeStripe() as stripe:
+    with load_module("tests/subscriptions/fake_stripe.py").FakeStripe() as stripe:
         keys = {"STRIPE_API_URL": stripe.url, "STRIPE_SECRET_KEY": "sk_1", "STRIPE_WEBHOOK_SECRET": "whsec_1"}
         variables = {"DEBUG": "1", "PYTHONUNBUFFERED": "1", **keys}
         run(project, *manage, "migrate", **variables)
