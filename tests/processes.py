@@ -9,6 +9,7 @@ import re
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -101,7 +102,9 @@ def load_module(path: str) -> ModuleType:
 class Program:
     """A program at work in a folder; what it prints stands in `text`."""
 
-    def __init__(self, folder: Path, log: Path, *command: str | Path, **variables: str) -> None:
+    def __init__(
+        self, folder: Path, log: Path, *command: str | Path, user: str | None = None, **variables: str
+    ) -> None:
         self.log = log
         with log.open("w") as output:
             self.process = subprocess.Popen(
@@ -111,6 +114,7 @@ class Program:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                user=user,
             )
 
     @property
@@ -136,9 +140,11 @@ class Program:
 
 
 @contextmanager
-def started(folder: Path, log: Path, *command: str | Path, **variables: str) -> Iterator[Program]:
-    """Run a program until the end of the block."""
-    program = Program(folder, log, *command, **variables)
+def started(
+    folder: Path, log: Path, *command: str | Path, user: str | None = None, **variables: str
+) -> Iterator[Program]:
+    """Run a program, as another user if one is named, until the end of the block."""
+    program = Program(folder, log, *command, user=user, **variables)
     try:
         yield program
     finally:
@@ -199,3 +205,26 @@ def rabbitmq_server(folder: Path) -> Iterator[tuple[Program, str]]:
     ):
         wait_for_broker(server, "amqp", port)
         yield server, f"amqp://guest:guest@127.0.0.1:{port}//"
+
+
+# Databases ------------------------------------------------------------------
+
+
+@contextmanager
+def postgresql_server() -> Iterator[str]:
+    """Run PostgreSQL in a folder of its own; yields its URL."""
+    programs = Path(needed(*sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True), "initdb")).parent
+    # It refuses to be root, and another user cannot enter the folders of root's tests.
+    user = "postgres" if os.geteuid() == 0 else None
+    port = str(free_port())
+    with tempfile.TemporaryDirectory(prefix="postgresql-") as name:
+        folder = Path(name)
+        if user:
+            shutil.chown(folder, user)
+        initdb = (programs / "initdb", "--auth=trust", "--username=postgres", "--no-sync", "--pgdata=data")
+        done = subprocess.run(initdb, cwd=folder, env=environment(), user=user, text=True, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        command = (programs / "postgres", "-D", "data", "-k", folder, "-h", "127.0.0.1", "-p", port, "-F")
+        with started(folder, folder / "postgresql.log", *command, user=user) as server:
+            server.says("ready to accept connections")
+            yield f"postgres://postgres@127.0.0.1:{port}/postgres"

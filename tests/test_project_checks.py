@@ -202,6 +202,14 @@ def test_a_broker_variable_that_is_empty_is_unset(settings, manage):
     assert "Set CELERY_BROKER_URL " in manage("check", status=1, **PRODUCTION | {"CELERY_BROKER_URL": ""})
 
 
+def test_variables_without_a_value_are_unset(settings, on):
+    source = (on[0] / "acme/settings.py").read_text()
+    variables = set(re.findall(r'env\.\w+\(\s*"(\w+)"', source)) - {"DEBUG"}
+    assert {"CACHE_URL", "DATABASE_URL", "EMAIL_URL"} < variables
+    everything = "{name: str(getattr(s, name)) for name in dir(s) if name.isupper()}"
+    assert settings(everything, DEBUG="1", **dict.fromkeys(variables, "")) == settings(everything, DEBUG="1")
+
+
 @pytest.mark.parametrize(
     "url",
     [
