@@ -1,7 +1,7 @@
 """The AI chat of a running project: replies grow before one's eyes, stop when told to, and are paid for once.
 
 Both ways are proved with a real worker and a real server, against a model that counts how often it is asked: by a task
-and polling under gunicorn, and by server-sent events under uvicorn.
+and polling under gunicorn, with processes and with threads, and by server-sent events under uvicorn.
 """
 
 import re
@@ -79,8 +79,8 @@ class Running(NamedTuple):
 
 
 @contextmanager
-def running(project: Path, programs: Path, streams: bool) -> Iterator[Running]:
-    """Run model, broker, worker and web server of a project, with somebody signed in."""
+def running(project: Path, programs: Path, streams: bool, pool: str) -> Iterator[Running]:
+    """Run model, broker, a worker with this pool and the web server of a project, with somebody signed in."""
     port, folder = free_port(), project.parent
     with (
         load_module("tests/chat/model_server.py").model_server() as model,
@@ -91,7 +91,7 @@ def running(project: Path, programs: Path, streams: bool) -> Iterator[Running]:
         variables = {"CELERY_BROKER_URL": url, "DEBUG": "1", "DEFAULT_AI_MODEL": "openai-chat:trains"}
         variables |= model.environment
         run(project, programs / "python", "manage.py", "migrate", **variables)
-        worker = (programs / "celery", "-A", "acme", "worker", "-l", "info", "--concurrency=2")
+        worker = (programs / "celery", "-A", "acme", "worker", "-l", "info", "--concurrency=2", "-P", pool)
         stack.enter_context(started(project, folder / "worker.log", *worker, **variables)).says("ready")
         name, *arguments = SERVERS[streams]
         server = (programs / name, *(argument.format(port=port) for argument in arguments))
@@ -110,12 +110,13 @@ def answers(browser: Browser) -> bool:
         return False
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["polling", "streaming"])
+@pytest.fixture(scope="module", params=["polling-prefork", "polling-threads", "streaming-prefork"])
 def site(request, template_repo, tmp_path_factory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("chat")
-    answers = {"use_ai_chat": True, "use_async": request.param}
-    project, programs = installed(template_repo, folder, "3.13", **answers)
-    with running(project, programs, request.param) as running_site:
+    way, pool = request.param.split("-")
+    streams = way == "streaming"
+    project, programs = installed(template_repo, folder, "3.13", use_ai_chat=True, use_async=streams)
+    with running(project, programs, streams, pool) as running_site:
         yield running_site
     assert not left_in(folder)
 
@@ -174,9 +175,9 @@ def test_a_chat_that_is_deleted_in_the_middle_ends_quietly(site):
     assert not [log for log in logs if "Traceback" in log]
 
 
+# Polling has no connection that could drop.
+@pytest.mark.parametrize("site", ["streaming-prefork"], indirect=True)
 def test_a_connection_that_drops_leaves_the_text_and_costs_nothing_more(site, asked):
-    if not site.streams:
-        pytest.skip("Polling has no connection that could drop.")
     reply = site.ask("Drop me")
     chat = site.chat
     site.looks(reply, until=words_in)
