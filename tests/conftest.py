@@ -9,6 +9,9 @@ import pytest
 
 from tests import template
 
+# Here, because the process that prints for several workers reads no file of a folder below.
+from tests.faults.table import pytest_terminal_summary as pytest_terminal_summary
+
 
 @pytest.fixture(scope="session")
 def template_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:

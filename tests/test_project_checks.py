@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import signal
 import socket
@@ -16,7 +17,7 @@ import pytest
 
 from tests import template
 from tests.browser import free_port
-from tests.processes import installed, interpreter, needed, redis_server, run
+from tests.processes import installed, interpreter, needed, rabbitmq_server, redis_server, run
 
 pytestmark = pytest.mark.run
 
@@ -312,12 +313,16 @@ def test_a_broker_that_is_away_is_an_error_at_once(on, url, away):
         assert_errors_at_once(on, CELERY_BROKER_URL=url.format(port))
 
 
-def test_a_broker_that_freezes_under_a_connection_is_an_error_at_once(on, tmp_path):
-    with redis_server(tmp_path) as (server, url):
+@pytest.mark.parametrize("broker", [redis_server, rabbitmq_server])
+def test_a_broker_that_freezes_under_a_connection_is_an_error_at_once(on, tmp_path, broker):
+    with broker(tmp_path) as (server, url):
+        parent = server.process.pid
+        # RabbitMQ is the child of a shell.
+        pid = (Path(f"/proc/{parent}/task/{parent}/children").read_text().split() or [str(parent)])[0]
         try:
-            assert_errors_at_once(on, CELERY_BROKER_URL=url, FREEZE=str(server.process.pid))
+            assert_errors_at_once(on, CELERY_BROKER_URL=url, FREEZE=pid)
         finally:
-            server.process.send_signal(signal.SIGCONT)
+            os.kill(int(pid), signal.SIGCONT)
 
 
 @pytest.mark.parametrize("cache", ["dbcache://cache_table", "redis"])

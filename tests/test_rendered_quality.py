@@ -177,6 +177,9 @@ def compose_faults(compose: dict[str, Any]) -> Iterator[str]:
         yield "flower: is no profile of its own"
     if ("worker" in services) != ("beat" in services):
         yield "worker without beat"
+    if worker := services.get("worker"):
+        if not int(worker["environment"]["WORKER_STOP_SECONDS"]) < int(worker["stop_grace_period"].removesuffix("s")):
+            yield "worker: is killed before it gives its tasks back"
 
 
 def test_compose_files_hold_together(outputs):
@@ -201,6 +204,7 @@ BREAK_COMPOSE = {
     "forgets or evicts": lambda compose: compose["services"]["redis"].update(command="redis-server"),
     "no profile": lambda compose: compose["services"]["flower"].pop("profiles"),
     "worker without beat": lambda compose: compose["services"].pop("beat"),
+    "killed before it gives": lambda compose: compose["services"]["worker"].update(stop_grace_period="25s"),
 }
 
 

@@ -11,6 +11,10 @@ class TasksConfig(AppConfig):
     verbose_name = "Background tasks"
     home_panel = "tasks/panel.html"
 
+    def ready(self) -> None:
+        """Register the checks, tasks and signals of modules that nothing else needs to import."""
+        from . import checks, outbox  # noqa: F401
+
     def home_panel_context(self, request: HttpRequest) -> dict[str, Any] | None:
         """Return what the panel shows; None, and so no panel, for those who may not see it."""
         # Views import models, which are not loaded yet when this module is.

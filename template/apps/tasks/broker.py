@@ -8,12 +8,18 @@ import os
 import re
 import shutil
 import socket
+import ssl
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 BROKER_VARIABLES = ("CELERY_BROKER_URL", "REDIS_URL")
 DATA_DIRECTORY = ".dev"
+# How long one answer of the broker may take. Sending asks up to three times while a person waits for the page.
+SENDER_SECONDS = 0.5
+# A worker whose broker stalls for a moment must not give up its connection: what it finishes meanwhile would run again.
+WORKER_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ def broker_failure(timeout_seconds: float = 2.0) -> str | None:
     """Try the broker of the settings once; return why tasks cannot be sent, or None if they can."""
     from celery import current_app
 
-    limits = {"socket_connect_timeout": timeout_seconds, "socket_timeout": timeout_seconds}
+    limits = answer_limits(current_app.conf.broker_url, timeout_seconds)
     try:
         with current_app.connection_for_write(connect_timeout=timeout_seconds, transport_options=limits) as connection:
             # Not connection.connect(), which pauses and tries a second time.
@@ -63,6 +69,69 @@ def broker_failure(timeout_seconds: float = 2.0) -> str | None:
 def broker_answers(timeout_seconds: float = 2.0) -> bool:
     """Return whether the broker of the settings accepts a connection within the time."""
     return broker_failure(timeout_seconds) is None
+
+
+# What Celery must know about a broker ---------------------------------------
+
+
+def is_redis(url: str) -> bool:
+    """Return whether the broker speaks Redis, on a socket, with TLS or behind sentinels, too."""
+    return url.startswith(("redis", "sentinel"))
+
+
+def is_rabbitmq(url: str) -> bool:
+    """Return whether the broker speaks AMQP."""
+    return url.startswith(("amqp", "pyamqp"))
+
+
+def answer_limits(url: str, seconds: float) -> dict[str, float]:
+    """Return the transport options that bound each wait for the broker; without them Celery waits for ever.
+
+    Waiting for tasks is none of these: an idle worker stays connected.
+    """
+    if is_redis(url):
+        return {"socket_connect_timeout": seconds, "socket_timeout": seconds}
+    return {"read_timeout": seconds, "write_timeout": seconds} if is_rabbitmq(url) else {}
+
+
+def broker_options(url: str, visibility_timeout_seconds: float) -> dict[str, Any]:
+    """Return the transport options with which the broker at the URL loses nothing.
+
+    The visibility timeout is that of Redis, which cannot tell that a worker has died, and delivers again whatever was
+    not acknowledged in this time.
+    """
+    if is_rabbitmq(url):
+        # Sending ends when RabbitMQ has confirmed the message, not when the message was written to a socket.
+        return {"confirm_publish": True, **answer_limits(url, SENDER_SECONDS)}
+    if not is_redis(url):
+        return {}
+    return {
+        "visibility_timeout": visibility_timeout_seconds,
+        # Every five seconds each worker looks for what is overdue; Celery's own pace is a hundred seconds.
+        "unacked_restore_interval": 5,
+        "unacked_restore_throttle": 1,
+        # One looks at a time; Celery would wait five minutes for one that died while it looked.
+        "unacked_mutex_expire": 30,
+        # One for each acknowledgement under way: a hundred greenlets would exhaust Celery's ten, and run again.
+        "max_connections": 200,
+        "socket_keepalive": True,
+        **answer_limits(url, SENDER_SECONDS),
+    }
+
+
+def tls_options(url: str, ca_file: str = "", *, verify: bool = True) -> dict[str, Any] | None:
+    """Return how a `rediss://` or `amqps://` connection is secured: the certificate and its host name are verified.
+
+    Celery itself would verify nothing for Redis, and not the name for RabbitMQ. The authorities are those of the
+    system, or that of the file. None for any other URL.
+    """
+    required = ssl.CERT_REQUIRED if verify else ssl.CERT_NONE
+    if url.startswith("rediss:"):
+        return {"ssl_cert_reqs": required, "ssl_check_hostname": verify, "ssl_ca_certs": ca_file or None}
+    if url.startswith(("amqps:", "pyamqps:")):
+        # The name None stands for that of the URL; without the key no name is compared.
+        return {"cert_reqs": required, "ca_certs": ca_file or None} | ({"server_hostname": None} if verify else {})
+    return None
 
 
 # A server of our own ---------------------------------------------------------

@@ -1,20 +1,44 @@
 """Health checks of the background tasks. With CELERY_TASK_ALWAYS_EAGER there is nothing to check."""
 
 from celery import current_app
+from django_celery_beat.models import PeriodicTask
+from kombu import Connection
 from kombu.exceptions import OperationalError
 
 from apps.web.health import Unhealthy, health_check
 
 from .broker import broker_answers
+from .lease import seconds_since_renewal
 
 REPLY_SECONDS = 1.5
+# Longer than a beat needs to start again, or another one to take over.
+BEAT_SECONDS = 60.0
 
 
 @health_check("broker")
-def broker_accepts_connections() -> None:
-    """Connect to the broker."""
-    if not current_app.conf.task_always_eager and not broker_answers():
+def broker_accepts_connections() -> str | None:
+    """Connect to the broker, and return how many tasks wait there until a worker takes them."""
+    if current_app.conf.task_always_eager:
+        return None
+    if not broker_answers():
         raise Unhealthy("does not answer")
+    return "waiting: " + ", ".join(f"{name} {length}" for name, length in queue_lengths().items())
+
+
+def queue_lengths() -> dict[str, int]:
+    """Return how many messages wait in each queue of the settings, whatever the broker."""
+    limits = {"socket_connect_timeout": REPLY_SECONDS, "socket_timeout": REPLY_SECONDS}
+    with current_app.connection_for_read(connect_timeout=REPLY_SECONDS, transport_options=limits) as connection:
+        return {name: _queue_length(connection, name) for name in sorted(current_app.amqp.queues)}
+
+
+def _queue_length(connection: Connection, name: str) -> int:
+    # A channel for each, because RabbitMQ closes it when there is no such queue, as before the first worker.
+    channel = connection.channel()
+    try:
+        return channel.queue_declare(name, passive=True).message_count
+    except connection.channel_errors:
+        return 0
 
 
 @health_check("workers")
@@ -32,3 +56,16 @@ def a_worker_replies() -> None:
         raise Unhealthy("cannot be asked without the broker") from error
     if not replies:
         raise Unhealthy("no worker answers")
+
+
+@health_check("beat")
+def a_beat_holds_the_lease() -> str | None:
+    """Return how long ago a beat has renewed its lease; where nothing is scheduled, none is missed."""
+    if current_app.conf.task_always_eager or not PeriodicTask.objects.filter(enabled=True).exists():
+        return None
+    seconds = seconds_since_renewal()
+    if seconds is None:
+        raise Unhealthy("no beat has run yet")
+    if seconds > BEAT_SECONDS:
+        raise Unhealthy(f"no beat has renewed its lease for {seconds:.0f} s")
+    return f"renewed its lease {seconds:.0f} s ago"

@@ -1,4 +1,6 @@
-"""What the project remembers about its scheduled tasks."""
+"""What the project remembers about its tasks."""
+
+from uuid import uuid4
 
 from django.db import models
 from django_celery_beat.models import PeriodicTask
@@ -21,3 +23,84 @@ class ScheduledTask(models.Model):
 
     def __str__(self) -> str:
         return f"SCHEDULED_TASKS[{self.name!r}]"
+
+
+class BeatLease(models.Model):
+    """Which beat may send: one row, whose counter its holder raises every few seconds while the others watch."""
+
+    id = models.PositiveSmallIntegerField(primary_key=True, default=1)
+    holder = models.CharField(max_length=200, blank=True, help_text="Empty if the last holder has ended.")
+    counter = models.PositiveBigIntegerField(default=0)
+    renewed_at = models.DateTimeField(null=True, help_text="By the database's clock; for people and the health page.")
+
+    def __str__(self) -> str:
+        return self.holder or "nobody"
+
+
+class FailedTask(models.Model):
+    """A task that has failed for good, with its message, which can be sent again.
+
+    What the task was called with is in here, secrets and personal data included, until it is sent again, deleted, or
+    FAILED_TASKS_KEPT_DAYS have passed.
+    """
+
+    task_id = models.CharField(max_length=255, unique=True)
+    name = models.CharField("task", max_length=255, db_index=True)
+    # As the sender wished them to be shown; in full they are in the message.
+    args = models.TextField("positional arguments", blank=True)
+    kwargs = models.TextField("keyword arguments", blank=True)
+    exception = models.TextField()
+    traceback = models.TextField(blank=True)
+    tries = models.PositiveIntegerField(help_text="How often it was started.")
+    first_failed_at = models.DateTimeField()
+    last_failed_at = models.DateTimeField(db_index=True)
+    worker = models.CharField(max_length=255)
+    message = models.TextField(help_text="The message as the broker had it, in JSON.")
+
+    class Meta:
+        ordering = ["-last_failed_at"]
+
+    def __str__(self) -> str:
+        return f"{self.name or 'A message'} [{self.task_id}]"
+
+
+class ReturnedTask(models.Model):
+    """A task that was started, and whose message came back because the worker ended before the task did."""
+
+    task_id = models.CharField(max_length=255, primary_key=True)
+    times = models.PositiveIntegerField()
+    last_returned_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return self.task_id
+
+
+class OutgoingTask(models.Model):
+    """A task that is written down, because the broker did not take it, its time is far, or it must not be lost.
+
+    The row of a durable task lasts until the task has ended, the others until the broker has their message. Deleting a
+    row takes the task back.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    name = models.CharField(max_length=255)
+    task_id = models.CharField(max_length=255, db_index=True)
+    message = models.TextField(help_text="Arguments and options, as JSON.")
+    durable = models.BooleanField(help_text="Kept until the task has ended, and sent again if its message got lost.")
+    attempts = models.PositiveIntegerField(default=0, help_text="How often it was sent from here.")
+    error = models.TextField(blank=True, help_text="Why the last attempt failed.")
+    created_at = models.DateTimeField(auto_now_add=True)
+    send_at = models.DateTimeField(db_index=True, help_text="When it is sent, or sent again, from here.")
+
+    class Meta:
+        ordering = ("send_at",)
+
+    def __str__(self) -> str:
+        return f"{self.name}[{self.task_id}]"
+
+    @property
+    def reason(self) -> str:
+        """Why the task is written down."""
+        if self.error:
+            return f"not taken: {self.error}"
+        return "has not ended" if self.durable else "its time is far"

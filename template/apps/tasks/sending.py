@@ -1,36 +1,200 @@
-"""The one way to send a task: when the transaction is committed, and with an answer for a broker that is away."""
+"""How a task is sent: when the transaction is committed, and with an answer for a broker that is away."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from numbers import Real
 from typing import Any
 
-from celery import Task
+from billiard.common import terminate_handler_fired
+from celery.contrib.django.task import DjangoTask
+from celery.exceptions import Ignore, Reject
+from celery.result import AsyncResult
+from celery.utils.time import maybe_make_aware
 from django.db import transaction
+from django.utils import timezone
 from kombu.exceptions import OperationalError
+from kombu.serialization import dumps, loads
+from kombu.utils.uuid import uuid
 
 logger = logging.getLogger(__name__)
 
+# True once a message of the commit at hand was not sent: the others do not try, which takes seconds for each.
+_broker_is_away: ContextVar[bool] = ContextVar("_broker_is_away", default=False)
 
-def send(task: Task, *args: Any, on_failure: Callable[[], object] | None = None, **kwargs: Any) -> None:
-    """Send the task with these arguments once the transaction is committed; at once where there is none.
 
-    A rollback sends nothing. If the broker does not answer, the error is logged and `on_failure` is called instead, to
-    write what people see into a row; nothing is raised, because the transaction is committed by then and those who
-    asked to be called after it come next.
-    """
+@dataclass(frozen=True)
+class Message:
+    """A task as it is handed to the broker, made of what JSON can say if the task is sent as JSON."""
 
-    def publish() -> None:
+    name: str
+    task_id: str
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    options: dict[str, Any]
+
+    @property
+    def row_id(self) -> str | None:
+        """The key of the row that remembers a durable task until its end."""
+        return (self.options.get("headers") or {}).get("outgoing")
+
+
+class ProjectTask(DjangoTask):
+    """What every task of the project is: sent on commit, and written down where its message would be lost."""
+
+    # True: a row remembers the task from its sending to its end, and it is sent again if its message got lost.
+    durable = False
+    # False: the task leaves no row when it has failed for good.
+    keep_failed = True
+    Request = "apps.tasks.failures:RecordingRequest"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the task. One that exits, or asks for too much memory, has failed; by itself Celery ends the worker."""
         try:
-            task.apply_async(args, kwargs)
-        except OperationalError as error:
-            logger.error("%s was not sent, the broker does not answer: %s", task.name, error)
-            if on_failure:
+            return self.run(*args, **kwargs)
+        except (MemoryError, SystemExit) as error:
+            # A process of the pool exits in this way, too, when it gets a signal.
+            if isinstance(error, SystemExit) and terminate_handler_fired():
+                raise
+            raise RuntimeError(f"The task raised {error!r}.") from error
+
+    def apply_async(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        task_id: str | None = None,
+        producer: Any = None,
+        after_commit: bool = False,
+        on_failure: Callable[[], object] | None = None,
+        **options: Any,
+    ) -> AsyncResult:
+        """Send the task: within a transaction once that is committed, else at once. `delay` comes here, too.
+
+        A countdown counts from this call. One too long for the broker is waited for in the database.
+
+        Raises OperationalError if the broker does not answer and nothing was committed yet. After a commit nothing is
+        raised: `on_failure` is called or, without it, the task is sent later. `after_commit` asks for the same where
+        there is no transaction.
+        """
+        # Imports models, which are not loaded yet when Celery asks for this class.
+        from . import outbox
+
+        task_id = task_id or uuid()
+        is_retry = bool(options.get("retries"))
+        if not is_retry and (headers := options.get("headers")):
+            # Those of the task that runs here may be handed on: another task has a row of its own, or none.
+            options["headers"] = {name: value for name, value in headers.items() if name != "outgoing"}
+        in_transaction = transaction.get_connection().in_atomic_block
+        # A retry and a replacement are followed by an exception, so the transaction will never be committed.
+        is_farewell = in_transaction and (is_retry or bool(options.get("replaced_task_nesting")))
+        is_eager = self.app.conf.task_always_eager
+        eta = self._eta(options)
+        is_far = not is_eager and outbox.is_far(eta)
+        is_durable = self.durable and not (is_eager or is_retry or is_farewell)
+        if is_far and is_farewell:
+            raise ValueError(
+                f"{self.name} cannot wait until {eta} from within a transaction, which its retry rolls back: "
+                f"call retry() after the transaction, or with at most {outbox.longest_wait()}."
+            )
+        if (is_farewell or not in_transaction) and not (is_far or is_durable or after_commit):
+            return super().apply_async(args, kwargs, task_id=task_id, producer=producer, **options)
+        message = self._message(args or (), kwargs or {}, task_id, {**options, "eta": eta} if eta else options)
+        if is_durable:
+            message.options["headers"] = {**(message.options.get("headers") or {}), "outgoing": uuid()}
+        if is_far or is_durable:
+            outbox.keep(message, durable=is_durable)
+        if not is_far:
+            _broker_is_away.set(False)
+            transaction.on_commit(partial(self._publish, message, on_failure))
+        return self.AsyncResult(task_id)
+
+    def delay_on_commit(self, *args: Any, **kwargs: Any) -> None:
+        """Do as `delay` does, which waits for the commit by itself."""
+        self.apply_async(args, kwargs)
+
+    def apply_async_on_commit(self, *args: Any, **kwargs: Any) -> None:
+        """Do as `apply_async` does, which waits for the commit by itself."""
+        self.apply_async(*args, **kwargs)
+
+    def retry(self, *args: Any, **kwargs: Any) -> Exception:
+        """Send the task again as Celery does, but without losing it to a broker that is away, or to a mistake."""
+        try:
+            return super().retry(*args, **kwargs)
+        except Reject as rejection:
+            # Celery would drop the task here.
+            if isinstance(rejection.reason, OperationalError):
+                raise Reject(rejection.reason, requeue=True) from rejection
+            raise rejection.reason from None
+
+    def before_start(self, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Leave a durable task alone that has ended: this is a second message, sent because the first one was late.
+
+        Give up a task that ends the worker each time.
+        """
+        if (self.request.delivery_info or {}).get("redelivered"):
+            from . import failures
+
+            failures.count_return(task_id)
+        row_id = self.request.get("outgoing")
+        if row_id:
+            from . import outbox
+
+            if not outbox.is_open(row_id):
+                raise Ignore("It has ended already, or was taken back.")
+
+    def _eta(self, options: Mapping[str, Any]) -> datetime | None:
+        """Return when the task is to run, None for as soon as possible."""
+        if countdown := options.get("countdown"):
+            return timezone.now() + timedelta(seconds=countdown)
+        eta = options.get("eta")
+        if isinstance(eta, str):
+            eta = datetime.fromisoformat(eta)
+        return eta and maybe_make_aware(eta, self.app.timezone)
+
+    def _message(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], task_id: str, options: dict[str, Any]
+    ) -> Message:
+        """Return the message as it is now, whenever it is published and whatever becomes of the arguments meanwhile.
+
+        Raises TypeError where they do not fit the function, and EncodeError where they cannot be sent.
+        """
+        if self.typing:
+            self.__header__(*args, **kwargs)
+        serializer = options.get("serializer") or self.serializer
+        if self._dump_pydantic_arguments and serializer != "pickle":
+            args, kwargs = self._dump_pydantic_arguments(args, kwargs)
+        content_type, encoding, data = dumps((args, kwargs), serializer)
+        args, kwargs = loads(data, content_type, encoding, accept=[content_type])
+        # A connection is only lent, and seconds count from now.
+        lasting = {name: options[name] for name in options.keys() - {"connection", "countdown", "publisher"}}
+        expires = options.get("expires", self.expires)
+        if isinstance(expires, Real):
+            lasting["expires"] = timezone.now() + timedelta(seconds=float(expires))
+        return Message(self.name, task_id, args, kwargs, lasting)
+
+    def _publish(self, message: Message, on_failure: Callable[[], object] | None) -> None:
+        """Publish after a commit. Others wait to be called after it, so nothing that the broker does is raised."""
+        from . import outbox
+
+        try:
+            if _broker_is_away.get():
+                raise OperationalError("it did not take the message before this one")
+            super().apply_async(message.args, message.kwargs, task_id=message.task_id, **message.options)
+        except Exception as error:
+            if self.app.conf.task_always_eager:
+                raise
+            _broker_is_away.set(isinstance(error, OperationalError))
+            logger.error("%s[%s] was not sent: %s", self.name, message.task_id, error)
+            if on_failure and not message.row_id:
                 on_failure()
+            else:
+                outbox.keep_unsent(message, error)
 
-    transaction.on_commit(publish)
 
-
-class RetryingTask(Task):
+class RetryingTask(ProjectTask):
     """A base for tasks that talk to other systems: `@shared_task(base=RetryingTask, autoretry_for=(SomeError,))`.
 
     The errors named in `autoretry_for` are tried again after 1, 2, 4 … seconds, at most a minute, each shortened at
@@ -41,3 +205,12 @@ class RetryingTask(Task):
     retry_backoff = 1
     retry_backoff_max = 60
     retry_jitter = True
+
+
+def send(task: ProjectTask, *args: Any, on_failure: Callable[[], object] | None = None, **kwargs: Any) -> None:
+    """Send the task with these arguments once the transaction is committed; at once where there is none.
+
+    A rollback sends nothing. If the broker does not answer, nothing is raised: `on_failure` is called, to write what
+    people see into a row, or without it the task is sent as soon as the broker is back.
+    """
+    task.apply_async(args, kwargs, after_commit=True, on_failure=on_failure)

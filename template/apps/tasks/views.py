@@ -64,7 +64,6 @@ def add(request: HttpRequest) -> HttpResponse:
     if not form.is_valid():
         return _show(request, {"state": "invalid", "form": form}, status=422)
     try:
-        # The task reads nothing that this request writes; if it did, it would be sent with delay_on_commit().
         started = task.delay(form.cleaned_data["x"], form.cleaned_data["y"])
     except OperationalError:
         return _show(request, {"state": "unsent", "broker": _broker()}, status=503)

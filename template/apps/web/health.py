@@ -19,7 +19,8 @@ TIMEOUT_SECONDS = 4.0
 RETRY_HANGING_SECONDS = 60.0
 OK = "ok"
 
-Check = Callable[[], None]
+# May return a detail to show beside the "ok".
+Check = Callable[[], str | None]
 
 logger = logging.getLogger(__name__)
 checks: dict[str, Check] = {}
@@ -31,7 +32,10 @@ class Unhealthy(Exception):
 
 
 def health_check(name: str) -> Callable[[Check], Check]:
-    """Register the decorated function under the name; it returns when all is well, and raises when not."""
+    """Register the decorated function under the name; it returns when all is well, and raises when not.
+
+    What it returns, if anything, is shown as a detail.
+    """
 
     def register(check: Check) -> Check:
         checks[name] = check
@@ -41,13 +45,18 @@ def health_check(name: str) -> Callable[[Check], Check]:
 
 
 def run_checks(timeout_seconds: float = TIMEOUT_SECONDS) -> dict[str, str]:
-    """Run all checks at once; return "ok" or what is wrong, by the name of the check.
+    """Run all checks at once; return "ok", maybe with a detail, or what is wrong, by the name of the check.
 
     Each check runs in a thread of its own: one that hangs is reported, and delays the answer no longer than the time.
     """
     runs = {name: _current_run(name, check) for name, check in checks.items()}
     wait(runs.values(), timeout=timeout_seconds)
     return {name: run.result() if run.done() else "no answer in time" for name, run in runs.items()}
+
+
+def is_fine(result: str) -> bool:
+    """Return whether a check ended with this result because all is well."""
+    return result == OK or result.startswith(f"{OK}, ")
 
 
 def _current_run(name: str, check: Check) -> Future[str]:
@@ -62,7 +71,7 @@ def _current_run(name: str, check: Check) -> Future[str]:
 
 def _perform(name: str, check: Check, run: Future[str]) -> None:
     try:
-        check()
+        detail = check()
     except Unhealthy as problem:
         run.set_result(str(problem))
     except Exception as error:
@@ -70,7 +79,7 @@ def _perform(name: str, check: Check, run: Future[str]) -> None:
         logger.warning("Health check %r failed", name, exc_info=True)
         run.set_result(f"failed with {type(error).__name__}")
     else:
-        run.set_result(OK)
+        run.set_result(f"{OK}, {detail}" if detail else OK)
     finally:
         # The connections of this thread, which ends here.
         connections.close_all()

@@ -9,7 +9,7 @@ from django.shortcuts import render
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
-from .health import OK, run_checks
+from .health import is_fine, run_checks
 from .home import commands, facts, own_apps, panels, superuser_exists
 
 
@@ -39,7 +39,7 @@ def health(request: HttpRequest) -> HttpResponse:
         if not _has_bearer_token(request, settings.HEALTH_TOKEN):
             return HttpResponse("A token is needed.\n", status=401, headers={"WWW-Authenticate": "Bearer"})
     results = run_checks()
-    return JsonResponse(results, status=200 if set(results.values()) <= {OK} else 503)
+    return JsonResponse(results, status=200 if all(map(is_fine, results.values())) else 503)
 
 
 def _has_bearer_token(request: HttpRequest, token: str) -> bool:

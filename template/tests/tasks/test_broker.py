@@ -6,6 +6,7 @@ pytest.importorskip("celery")
 
 import os
 import socket
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,45 @@ def test_the_url_of_a_checkout_stays_the_same(tmp_path):
 )
 def test_passwords_are_not_shown(url, shown):
     assert broker.describe_broker(url) == shown
+
+
+# What Celery is told about it -----------------------------------------------
+
+
+@pytest.mark.parametrize("url", ["redis://host", "rediss://host", "redis+socket:///run/redis.sock", "sentinel://host"])
+def test_redis_delivers_again_after_the_visibility_timeout_and_is_not_waited_for_without_end(url):
+    options = broker.broker_options(url, 600)
+    assert options["visibility_timeout"] == 600
+    assert 0 < options["socket_timeout"] < 1 and 0 < options["socket_connect_timeout"] < 1
+
+
+@pytest.mark.parametrize("url", ["amqp://host//", "amqps://host//"])
+def test_rabbitmq_confirms_and_is_not_waited_for_without_end(url):
+    options = broker.broker_options(url, 600)
+    assert options["confirm_publish"] and 0 < options["read_timeout"] < 1
+    # A long countdown would be split up, which only Redis needs.
+    assert "visibility_timeout" not in options
+
+
+def test_a_broker_of_another_kind_is_left_alone():
+    assert broker.broker_options("memory://", 600) == {}
+
+
+@pytest.mark.parametrize("url", ["redis://host/0", "amqp://host//", "memory://", "django-db", ""])
+def test_without_tls_there_is_nothing_to_verify(url):
+    assert broker.tls_options(url, "ca.pem") is None
+
+
+def test_redis_is_verified_unless_it_is_said_otherwise():
+    options = broker.tls_options("rediss://host/0", "ca.pem")
+    assert options == {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True, "ssl_ca_certs": "ca.pem"}
+    assert broker.tls_options("rediss://host/0", verify=False)["ssl_cert_reqs"] == ssl.CERT_NONE
+
+
+def test_rabbitmq_is_verified_with_its_name_unless_it_is_said_otherwise():
+    options = broker.tls_options("amqps://host//", "ca.pem")
+    assert options == {"cert_reqs": ssl.CERT_REQUIRED, "ca_certs": "ca.pem", "server_hostname": None}
+    assert broker.tls_options("amqps://host//", verify=False) == {"cert_reqs": ssl.CERT_NONE, "ca_certs": None}
 
 
 # Whether it answers ---------------------------------------------------------

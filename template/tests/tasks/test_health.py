@@ -23,7 +23,7 @@ def app_in_memory(monkeypatch):
     """Make an app with a broker inside this process the current one, and return it."""
     monkeypatch.setenv("CELERY_BROKER_URL", "memory://")
     project = current_app._get_current_object()
-    app = Celery("health", set_as_current=True)
+    app = Celery(project.main, set_as_current=True)
     # The default of a second between two looks would be longer than the health check waits.
     app.conf.broker_transport_options = {"polling_interval": 0.05}
     yield app
@@ -42,6 +42,12 @@ def test_a_broker_that_is_away_is_reported(nobody_listens):
 def test_workers_cannot_be_asked_without_the_broker(nobody_listens):
     with pytest.raises(Unhealthy, match="without the broker"):
         health.a_worker_replies()
+
+
+def test_the_broker_tells_how_many_tasks_wait(app_in_memory):
+    assert health.broker_accepts_connections() == "waiting: celery 0"
+    app_in_memory.send_task("some.task")
+    assert health.broker_accepts_connections() == "waiting: celery 1"
 
 
 def test_no_worker_is_reported(app_in_memory):

@@ -61,6 +61,8 @@ def ask(client):
     return get
 
 
+# A task is sent on commit, which tests have none of otherwise.
+@pytest.mark.django_db(transaction=True)
 def test_a_task_that_is_done_at_once_shows_its_result(run, eager):
     assert "<strong>32</strong>" in run().content.decode()
 

@@ -1,21 +1,29 @@
 """Tasks are sent when what they read is committed, and a broker that is away is answered for."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from functools import partial
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
 
 pytest.importorskip("celery")
 
-from celery import shared_task
+from celery import current_app, group, shared_task
+from celery.exceptions import Reject, Retry
 from django.db import transaction
-from kombu.exceptions import OperationalError
+from django.utils import timezone
+from kombu.exceptions import EncodeError, OperationalError
 
-from apps.tasks.sending import RetryingTask, send
+from apps.tasks.models import OutgoingTask
+from apps.tasks.sending import ProjectTask, RetryingTask, send
 
 pytestmark = pytest.mark.django_db(transaction=True)
+
+
+class Stop(Exception):
+    """What rolls a transaction back."""
 
 
 class Busy(Exception):
@@ -35,20 +43,6 @@ def ask():
 
 
 @pytest.fixture
-def broker(monkeypatch):
-    """Return a broker that keeps the messages in a list, and is away while `away` is true."""
-    broker = SimpleNamespace(messages=[], away=False)
-
-    def apply_async(task, args, kwargs):
-        if broker.away:
-            raise OperationalError("Connection refused")
-        broker.messages.append((task.name, tuple(args), kwargs))
-
-    monkeypatch.setattr("celery.Task.apply_async", apply_async)
-    return broker
-
-
-@pytest.fixture
 def other_system(monkeypatch):
     """Return what the task `ask` calls; its side effects are the answers."""
     mock = Mock()
@@ -56,46 +50,165 @@ def other_system(monkeypatch):
     return mock
 
 
+@pytest.fixture
+def running():
+    """Return the task `greet` as it is while a worker runs it."""
+    greet.push_request(id="some-task", called_directly=False, delivery_info={}, args=["Jane"], kwargs={})
+    yield greet
+    greet.pop_request()
+
+
+def rolled_back(action):
+    with pytest.raises(Stop), transaction.atomic():
+        action()
+        raise Stop
+
+
+# On commit ------------------------------------------------------------------
+
+
 def test_a_task_is_sent_at_once_where_there_is_no_transaction(broker):
     send(greet, "Jane", times=2)
-    assert broker.messages == [("tests.sending.greet", ("Jane",), {"times": 2})]
+    greet.delay("Jane")
+    assert broker.calls == [("tests.sending.greet", ["Jane"], {"times": 2}), ("tests.sending.greet", ("Jane",), {})]
 
 
-def test_a_task_is_sent_when_the_transaction_is_committed(broker):
+@pytest.mark.parametrize("way", [partial(send, greet), greet.delay, greet.delay_on_commit])
+def test_a_task_is_sent_when_the_transaction_is_committed(broker, way):
     with transaction.atomic():
-        send(greet, "Jane")
-        assert broker.messages == []
-    assert len(broker.messages) == 1
+        way("Jane")
+        assert broker.calls == []
+    assert broker.calls == [("tests.sending.greet", ["Jane"], {})]
+
+
+def test_a_group_is_sent_when_the_transaction_is_committed(broker):
+    with transaction.atomic():
+        group(greet.s("Jane"), greet.s("Joe")).delay()
+        assert broker.calls == []
+    assert len(broker.calls) == 2
 
 
 def test_a_rollback_sends_nothing(broker):
-    with pytest.raises(ZeroDivisionError), transaction.atomic():
-        send(greet, "Jane")
-        raise ZeroDivisionError
-    assert broker.messages == []
+    rolled_back(partial(send, greet, "Jane"))
+    rolled_back(partial(greet.delay, "Jane"))
+    with transaction.atomic():
+        rolled_back(partial(greet.delay, "Jane"))
+    assert broker.calls == []
 
 
-def test_a_broker_that_is_away_is_answered_for(broker, caplog):
+def test_the_id_is_known_before_the_commit(broker):
+    with transaction.atomic():
+        result = greet.delay("Jane")
+    assert broker.messages[0].task_id == result.id
+
+
+def test_a_change_after_the_call_does_not_count(broker):
+    names = ["Jane"]
+    with transaction.atomic():
+        greet.delay(names)
+        names.append("Joe")
+    assert broker.messages[0].args == [["Jane"]]
+
+
+@pytest.mark.parametrize(("arguments", "error"), [([object()], EncodeError), ([], TypeError)])
+def test_a_bad_argument_is_told_where_it_is_passed(arguments, error):
+    with transaction.atomic(), pytest.raises(error):
+        greet.delay(*arguments)
+
+
+def test_the_connection_of_a_group_is_not_kept_until_the_commit(broker):
+    with transaction.atomic():
+        greet.apply_async(["Jane"], producer=Mock(), connection=Mock())
+    assert "connection" not in broker.messages[0].options and broker.messages[0].options["producer"] is None
+
+
+def test_seconds_count_from_the_call(broker):
+    before = timezone.now()
+    with transaction.atomic():
+        greet.apply_async(["Jane"], countdown=5, expires=60)
+    options = broker.messages[0].options
+    assert timedelta(seconds=5) <= options["eta"] - before < options["expires"] - before
+    assert "countdown" not in options
+
+
+def test_another_thread_is_outside_of_the_transaction(broker):
+    with transaction.atomic(), ThreadPoolExecutor() as threads:
+        threads.submit(greet.delay, "Jane").result()
+        assert len(broker.calls) == 1
+
+
+def test_a_test_without_commits_may_capture_them(broker, django_capture_on_commit_callbacks):
+    with transaction.atomic():
+        with django_capture_on_commit_callbacks(execute=True):
+            greet.delay_on_commit("Jane")
+            send(greet, "Joe")
+        assert len(broker.calls) == 2
+
+
+def test_an_eager_task_runs_on_commit(monkeypatch, other_system):
+    monkeypatch.setitem(current_app.conf, "task_always_eager", True)
+    with transaction.atomic():
+        ask.delay()
+        assert not other_system.called
+    assert other_system.called
+
+
+# A broker that is away ------------------------------------------------------
+
+
+def test_without_a_transaction_it_is_told(broker):
+    broker.away = True
+    with pytest.raises(OperationalError):
+        greet.delay("Jane")
+    assert not OutgoingTask.objects.exists()
+
+
+def test_it_is_answered_for(broker, caplog):
     broker.away = True
     told = []
     send(greet, "Jane", on_failure=partial(told.append, "not sent"))
-    assert told == ["not sent"]
+    assert told == ["not sent"] and not OutgoingTask.objects.exists()
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
     assert "tests.sending.greet" in caplog.text and "Jane" not in caplog.text
 
 
-def test_a_broker_that_is_away_raises_nothing_and_holds_nobody_up(broker):
+@pytest.mark.parametrize("way", [partial(send, greet), greet.delay])
+def test_after_a_commit_the_message_is_kept_and_nobody_is_held_up(broker, way):
     broker.away = True
     called = []
     with transaction.atomic():
-        send(greet, "Jane")
+        way("Jane")
         transaction.on_commit(partial(called.append, "next"))
     assert called == ["next"]
+    assert OutgoingTask.objects.get().name == "tests.sending.greet"
+
+
+def test_of_many_messages_of_a_commit_only_one_waits_for_it(broker):
+    broker.away = True
+    with transaction.atomic():
+        for name in ("Jane", "Joe", "Jim"):
+            greet.delay(name)
+    assert broker.attempts == 1 and OutgoingTask.objects.count() == 3
+    broker.away = False
+    with transaction.atomic():
+        greet.delay("Joy")
+    assert len(broker.calls) == 1
+
+
+def test_a_message_that_cannot_be_kept_either_is_told(broker, caplog, monkeypatch):
+    broker.away = True
+    monkeypatch.setattr("apps.tasks.outbox.dumps", Mock(side_effect=EncodeError))
+    with transaction.atomic():
+        result = greet.delay("Jane")
+    assert f"tests.sending.greet[{result.id}] is lost" in caplog.text
 
 
 def test_nothing_is_answered_for_where_all_is_well(broker):
     send(greet, "Jane", on_failure=pytest.fail)
-    assert len(broker.messages) == 1
+    assert len(broker.calls) == 1
+
+
+# Retries --------------------------------------------------------------------
 
 
 def test_a_task_that_talks_to_others_is_tried_again(other_system):
@@ -122,3 +235,54 @@ def test_each_retry_waits_longer_by_a_random_part(other_system, monkeypatch):
     other_system.side_effect = [*[Busy] * 6, None]
     ask.apply()
     assert longest_waits == [1, 2, 4, 8, 16, 32]
+
+
+def test_a_retry_survives_the_transaction_that_it_rolls_back(broker, running):
+    with pytest.raises(Retry), transaction.atomic():
+        running.retry(countdown=1)
+    assert [message.task_id for message in broker.messages] == ["some-task"]
+
+
+def test_a_retry_that_the_broker_does_not_take_goes_back_to_it(broker, running):
+    broker.away = True
+    with pytest.raises(Reject) as rejection:
+        running.retry(countdown=1)
+    assert rejection.value.requeue
+
+
+def test_a_mistake_in_a_retry_is_a_failure_and_not_silence(broker, running):
+    with pytest.raises(TypeError):
+        running.retry(args=[], kwargs={"nobody": 1})
+
+
+# Long waits -----------------------------------------------------------------
+
+
+def test_a_wait_that_the_broker_cannot_keep_is_waited_for_in_the_database(broker, ten_minutes):
+    result = greet.apply_async(["Jane"], countdown=3600)
+    row = OutgoingTask.objects.get()
+    assert broker.calls == [] and row.task_id == result.id
+    assert timedelta(minutes=54) < row.send_at - timezone.now() < timedelta(minutes=55)
+
+
+def test_a_shorter_wait_is_the_broker_s(broker, ten_minutes):
+    greet.apply_async(["Jane"], countdown=290)
+    assert len(broker.calls) == 1
+
+
+def test_a_broker_without_a_visibility_timeout_waits_as_long_as_it_takes(broker, monkeypatch):
+    monkeypatch.delitem(current_app.conf.broker_transport_options, "visibility_timeout", raising=False)
+    greet.apply_async(["Jane"], eta=timezone.now() + timedelta(days=7))
+    assert len(broker.calls) == 1
+
+
+def test_a_long_retry_waits_in_the_database_unless_a_transaction_takes_it_back(broker, running, ten_minutes):
+    with pytest.raises(Retry):
+        running.retry(countdown=3600)
+    assert OutgoingTask.objects.get().task_id == "some-task"
+    with transaction.atomic(), pytest.raises(ValueError, match=r"tests.sending.greet cannot wait.* call retry"):
+        running.retry(countdown=3600)
+
+
+def test_every_task_of_the_project_is_sent_like_this():
+    assert isinstance(greet._get_current_object(), ProjectTask)

@@ -48,6 +48,12 @@ def test_all_fine_is_200(get_health, checks):
     assert (response.status_code, response.json()) == (200, {"thing": "ok"})
 
 
+def test_a_detail_is_shown_and_changes_nothing(get_health, checks):
+    checks["thing"] = lambda: "3 left"
+    response = get_health()
+    assert (response.status_code, response.json()) == (200, {"thing": "ok, 3 left"})
+
+
 def test_what_is_down_is_named_in_a_503(get_health, checks):
     def refuse():
         raise health.Unhealthy("does not answer")

@@ -1,0 +1,208 @@
+"""What faults do to bare Celery, to our project, and to ours without one of its parts.
+
+`uv run python -m bench faults` prints the tables and writes faults.md. The faults are those of `tests/faults`; several
+happen at a time, because they mostly wait, so the seconds are upper bounds.
+"""
+
+import re
+import shutil
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from tests import template
+from tests.faults import faults
+from tests.faults.account import Outcome, Stalled
+from tests.faults.faults import FAULTS, Act, Fault, Place
+from tests.faults.subjects import Settings, Subject, bare_project, our_project
+from tests.faults.table import row, table
+from tests.processes import rabbitmq_server
+
+PROJECTS = ("bare", "ours")
+RESULTS = Path(__file__).with_name("faults.md")
+AT_A_TIME = 5
+INTRODUCTION = """# Faults
+
+Made by `uv run python -m bench faults`: 200 tasks of 0.05 to 0.15 seconds, four slots, and a fault; a program that ends
+is started again, as containers are. Bare is the project of Celery's "First steps with Django", with Redis or RPC for
+results. So that nobody waits for an hour, our project runs with a visibility timeout of 8 seconds, time limits of 6 and
+5, and a lease of beat of 6; bare Celery with its own, which are an hour, half an hour, and none.
+
+- *refused*: the sender got an error.
+- *failed*: kept as a failed task, which the admin shows and can send again.
+- *lost*: neither done nor failed, and no longer with the broker.
+- *stuck*: not done when nothing had happened for half a minute, but the broker has it still.
+- *run twice*: done more than once; a task comes back whose end could not be told to the broker.
+- *seconds*: from the fault until the last task was done; without a fault that takes {quiet:.0f}.
+
+{rows}
+
+## What each part is there for
+
+Our project without one of its settings, which is taken out or set as Celery has it, or without a line of its celery.py.
+
+{removed}
+"""
+REDIS_PREFORK, RABBITMQ_PREFORK = ("redis", "prefork"), ("rabbitmq", "prefork")
+
+
+class Removal(NamedTuple):
+    """A part of our project that is taken out, and the faults that it is there for.
+
+    It is a setting, taken out or set as Celery has it, or the lines of celery.py that contain a text.
+    """
+
+    name: str
+    acts: tuple[Act, ...]
+    settings: Settings | None = None
+    lines: str = ""
+    places: tuple[Place, ...] = (REDIS_PREFORK,)
+
+
+def transport(*options: str) -> Settings:
+    """Take out transport options."""
+    return {"CELERY_BROKER_TRANSPORT_OPTIONS": dict.fromkeys(options)}
+
+
+REMOVALS = (
+    Removal("task_acks_late", (faults.killed_child, faults.killed_worker), {"CELERY_TASK_ACKS_LATE": False}),
+    Removal("task_reject_on_worker_lost", (faults.killed_child,), {"CELERY_TASK_REJECT_ON_WORKER_LOST": False}),
+    Removal("worker_prefetch_multiplier", (faults.hung_tasks,), {"CELERY_WORKER_PREFETCH_MULTIPLIER": None}),
+    Removal(
+        "worker_cancel_long_running_tasks_on_connection_loss",
+        (faults.restarted_redis, faults.broker_away),
+        {"CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS": True},
+    ),
+    Removal(
+        "task_time_limit, task_soft_time_limit",
+        (faults.hung_tasks, faults.long_task),
+        {"CELERY_TASK_TIME_LIMIT": None, "CELERY_TASK_SOFT_TIME_LIMIT": None},
+    ),
+    Removal("visibility_timeout", (faults.killed_worker,), transport("visibility_timeout")),
+    Removal(
+        "unacked_restore_interval, unacked_restore_throttle",
+        (faults.killed_worker,),
+        transport("unacked_restore_interval", "unacked_restore_throttle"),
+    ),
+    Removal("task_publish_retry_policy", (faults.broker_down_at_enqueue,), {"CELERY_TASK_PUBLISH_RETRY_POLICY": None}),
+    Removal(
+        "socket_timeout, socket_connect_timeout",
+        (faults.broker_down_at_enqueue, faults.silent_network),
+        transport("socket_timeout", "socket_connect_timeout"),
+    ),
+    Removal(
+        "broker_connection_timeout, read_timeout, write_timeout",
+        (faults.broker_down_at_enqueue,),
+        {"CELERY_BROKER_CONNECTION_TIMEOUT": None, **transport("read_timeout", "write_timeout")},
+        places=(RABBITMQ_PREFORK,),
+    ),
+    Removal("confirm_publish", (faults.silent_network,), transport("confirm_publish"), places=(RABBITMQ_PREFORK,)),
+    Removal(
+        "broker_connection_retry_on_startup",
+        (faults.worker_before_broker,),
+        {"CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP": False},
+    ),
+    Removal(
+        "beat_scheduler",
+        (faults.two_beats, faults.killed_beat),
+        {"CELERY_BEAT_SCHEDULER": "django_celery_beat.schedulers:DatabaseScheduler"},
+    ),
+    Removal("worker_consumer", (faults.poison_task, faults.hung_tasks), {"CELERY_WORKER_CONSUMER": None}),
+    Removal("LOST_WORKERS_PER_TASK", (faults.poison_task,), {"LOST_WORKERS_PER_TASK": 10**6}),
+    Removal("DURABLE_TASK_RESEND_SECONDS", (faults.lost_data,), {"DURABLE_TASK_RESEND_SECONDS": 10**6}),
+    Removal("the transport for Redis", (faults.restarted_redis,), lines="TRANSPORT_ALIASES.update"),
+    Removal("ProjectTask", (faults.transactions, faults.lost_data), lines="task_cls="),
+    Removal("the step Patience", (faults.stopped_in_mid_task, faults.silent_network), lines="stopping:Patience"),
+    Removal("the step Upkeep", (faults.killed_worker,), lines="worker:Upkeep", places=(("redis", "gevent"),)),
+)
+
+
+class Run(NamedTuple):
+    """A fault that happens to a subject in a place."""
+
+    fault: Fault
+    place: Place
+    subject: Subject
+
+
+def without(ours: Subject, removal: Removal) -> Subject:
+    """Return our project without a part; where that is in celery.py, a copy of it."""
+    subject = replace(ours, name=f"without {removal.name}", settings=removal.settings or {})
+    if not removal.lines:
+        return subject
+    copy = ours.project.with_name(re.sub(r"\W+", "-", subject.name))
+    shutil.copytree(ours.project, copy, ignore=shutil.ignore_patterns(".venv"))
+    app = copy / "acme/celery.py"
+    app.write_text("".join(line for line in app.read_text().splitlines(True) if removal.lines not in line))
+    return replace(subject, project=copy)
+
+
+def plan(ours: Subject, bare: Subject) -> list[Run]:
+    """Return every fault in all its places for both projects, and each removal with the faults that it is about."""
+    places = [(fault, place) for fault in FAULTS.values() for place in fault.places]
+    both = [Run(*each, subject) for each in places for subject in (bare, ours)]
+    removed = [
+        Run(FAULTS[act.__name__], place, subject)
+        for removal in REMOVALS
+        for subject in [without(ours, removal)]
+        for act in removal.acts
+        for place in removal.places
+    ]
+    return both + removed
+
+
+def happen(run: Run, folder: Path, rabbitmq_port: int) -> Outcome:
+    """Let the fault happen; return what became of the tasks, also where they came to no end."""
+    try:
+        return run.fault.happen(run.subject, run.place, folder, rabbitmq_port)
+    except Stalled as stalled:
+        return stalled.outcome
+
+
+def report(done: list[tuple[Run, Outcome]]) -> str:
+    """Return the tables: all faults for both projects, and what each setting is there for."""
+    whole = [(run, outcome) for run, outcome in done if run.subject.name in PROJECTS]
+    ours = {(run.fault.name, run.place): outcome for run, outcome in whole if run.subject.hardened}
+    rows = [row(outcome, run.fault.name, *run.place, run.subject.name) for run, outcome in whole]
+    removed = [
+        f"| {run.subject.name} | {run.fault.name} | {' '.join(run.place)} "
+        f"| {said(ours[run.fault.name, run.place])} | {said(outcome)} |"
+        for run, outcome in done
+        if run.subject.name not in PROJECTS
+    ]
+    return INTRODUCTION.format(
+        quiet=ours[FAULTS["no_fault"].name, REDIS_PREFORK].seconds,
+        rows=table(rows, "fault", "broker", "pool", "project"),
+        removed="\n".join(["| project | fault | where | with it | without it |", "|" + " --- |" * 5, *removed]),
+    )
+
+
+def said(outcome: Outcome) -> str:
+    """Return an outcome in words, without what is nothing."""
+    counts = {"refused": outcome.refused, "failed": outcome.failed, "stuck": outcome.stuck, "run twice": outcome.twice}
+    words = [f"{outcome.lost} lost", *(f"{count} {name}" for name, count in counts.items() if count)]
+    words += [] if outcome.seconds is None else [f"{outcome.seconds:.0f} s"]
+    return ", ".join(words) + (f" ({outcome.note})" if outcome.note else "")
+
+
+def main() -> None:
+    """Let everything happen, print and write the tables."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve()
+        (folder / "rabbitmq").mkdir()
+        ours = our_project(template.snapshot(folder / "template"), folder / "ours")
+        bare = bare_project(folder, ours.programs)
+        with rabbitmq_server(folder / "rabbitmq") as (_, url), ThreadPoolExecutor(AT_A_TIME) as threads:
+            port = int(url.rstrip("/").rpartition(":")[2])
+            runs = plan(ours, bare)
+            places = [folder / f"run{number}" for number in range(len(runs))]
+            outcomes = list(threads.map(happen, runs, places, [port] * len(runs)))
+    text = report(list(zip(runs, outcomes, strict=True)))
+    RESULTS.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Redis and Valkey as broker, without kombu's window: a message that leaves the queue is on record in the same step.
+
+Kombu takes a message with BRPOP and then writes it down as unacknowledged. If the worker, the server or the connection
+dies in between, nobody has it any more. A script takes and records in one step, but cannot wait for a message, so
+senders also ring a bell, a list beside each queue, and idle workers wait for that. A bell that is not heard, or not
+rung because another program sent the message, delays it for a second at most. Queues and records are kombu's own:
+workers, senders and tools that use its transport go along with this one.
+"""
+
+from collections.abc import Iterable
+from queue import Empty
+from time import monotonic, time
+from typing import Any
+
+from kombu.transport import redis, virtual
+from kombu.utils.json import dumps
+
+# More would only wake idle workers for messages that others have taken long ago.
+BELL_RINGS = 10
+# How often a worker without an event loop looks for a free place.
+FULL_SECONDS = 0.05
+
+# KEYS: the queues, best priority first, then the two records that kombu keeps. RPOP comes first, because a server whose
+# memory is full refuses the others as the first write of a script: a full queue could not be emptied.
+TAKE = """
+for i = 1, #KEYS - 2 do
+  local item = redis.call('RPOP', KEYS[i])
+  if item then
+    pcall(function()
+      local properties = cjson.decode(item).properties
+      local tag, info = properties.delivery_tag, properties.delivery_info
+      local names = cjson.encode(info.exchange) .. ',' .. cjson.encode(info.routing_key)
+      redis.call('HSET', KEYS[#KEYS - 1], tag, '[' .. item .. ',' .. names .. ']')
+      redis.call('ZADD', KEYS[#KEYS], ARGV[1], tag)
+    end)
+    return {KEYS[i], item}
+  end
+end
+return false
+"""
+
+
+class QoS(redis.QoS):
+    """Kombu's record of unacknowledged messages, which the script has written already for those that it took."""
+
+    def append(self, message: virtual.Message, delivery_tag: str) -> None:
+        """Remember a message that was delivered."""
+        if self.channel.taking:
+            virtual.QoS.append(self, message, delivery_tag)
+        else:
+            super().append(message, delivery_tag)
+
+
+class Channel(redis.Channel):
+    """A channel that takes messages by the script, unless a consumer wants them unrecorded."""
+
+    QoS = QoS
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._unrecorded: set[str] = set()
+        self._asked = "BRPOP"
+        self._found_nothing = False
+        super().__init__(*args, **kwargs)
+
+    @property
+    def taking(self) -> bool:
+        """Whether the answer that is awaited, or just delivered, comes from the script."""
+        return self._asked == "TAKE"
+
+    def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
+        """Begin to take messages from the queue."""
+        (self._unrecorded.add if no_ack or not self.ack_emulation else self._unrecorded.discard)(queue)
+        return super().basic_consume(queue, no_ack, *args, **kwargs)
+
+    def _put(self, queue: str, message: dict[str, Any], _publish_batch: Any = None, **kwargs: Any) -> None:
+        """Append the message to its queue and ring, in one transaction or, for kombu, in a batch."""
+        if queue in self._expires:
+            return super()._put(queue, message, _publish_batch=_publish_batch, **kwargs)
+        key = self._q_for_pri(queue, self._get_message_priority(message, reverse=False))
+        bell = self._bell(queue)
+        commands = (
+            ("lpush", key, dumps(message)),
+            ("lpush", bell, ""),
+            ("ltrim", self.global_keyprefix + bell, 0, BELL_RINGS - 1),
+        )
+        if _publish_batch is not None:
+            for name, *arguments in commands:
+                _publish_batch.add(name, *arguments)
+            return None
+        with self.conn_or_acquire() as client, client.pipeline() as pipe:
+            for name, *arguments in commands:
+                getattr(pipe, name)(*arguments)
+            pipe.execute()
+
+    def _bell(self, queue: str) -> str:
+        return f"{queue}{self.sep}bell"
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        """Ask for a message, or after an empty answer wait for a bell."""
+        if not self._unrecorded.isdisjoint(self.active_queues):
+            self._asked = "BRPOP"
+            return super()._brpop_start(timeout)
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        if not queues:
+            return None
+        self._asked = "BELL" if self._found_nothing else "TAKE"
+        self._found_nothing = False
+        self._in_poll = self.client.connection
+        self._brpop_sent_at = monotonic()
+        if self.taking:
+            keys = [self._q_for_pri(queue, priority) for priority in self.priority_steps for queue in queues]
+            keys = self._prefixed([*keys, self.unacked_key, self.unacked_index_key])
+            self._in_poll.send_command("EVAL", TAKE, len(keys), *keys, time())
+        else:
+            bells = self._prefixed(map(self._bell, queues))
+            self._in_poll.send_command("BRPOP", *bells, timeout or self.brpop_timeout or 0)
+
+    def _prefixed(self, keys: Iterable[str]) -> list[str]:
+        return [self.global_keyprefix + key for key in keys]
+
+    def _brpop_read(self, **options: Any) -> bool:
+        """Deliver the message that was taken; raise Empty if there was none, or only a bell."""
+        if self._asked == "BELL":
+            self._hear_bell(**options)
+            raise Empty
+        try:
+            # The script answers as BRPOP does: with the queue and the message.
+            return super()._brpop_read(**options)
+        except Empty:
+            self._found_nothing = True
+            raise
+
+    def _hear_bell(self, **options: Any) -> None:
+        try:
+            self.client.parse_response(self.client.connection, "BRPOP", **options)
+        except self.connection_errors:
+            self.client.connection.disconnect()
+            raise
+        finally:
+            self._in_poll = None
+            self._flush_brpop_reauth()
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        # A task that ends after its connection was given up: kombu's AttributeError would end the worker.
+        if not (self.connection and self.connection.client):
+            raise ConnectionError("The connection to the broker was lost.")
+        return super()._connparams(asynchronous)
+
+
+class Transport(redis.Transport):
+    """Kombu's transport with these channels."""
+
+    Channel = Channel
+
+    def drain_events(self, connection: Any, timeout: float | None = None) -> None:
+        """Deliver what comes next; raise socket.timeout if nothing does."""
+        # Without an event loop, as on gevent, nothing tells a worker whose places are all taken that one is free.
+        if timeout and not all(channel.qos.can_consume() for channel in self.cycle._channels):
+            timeout = min(timeout, FULL_SECONDS)
+        super().drain_events(connection, timeout=timeout)

@@ -1,0 +1,164 @@
+"""Settings that lose tasks are refused, each with its remedy; those of the project are clean."""
+
+import pytest
+
+pytest.importorskip("celery")
+
+from celery import current_app
+from django.core.checks import Error, Warning, run_checks
+
+from apps.tasks import checks
+from apps.tasks.broker import broker_options
+
+REDIS, RABBITMQ = "redis://127.0.0.1:6379/0", "amqp://guest:guest@127.0.0.1:5672//"
+
+
+@pytest.fixture(autouse=True)
+def production(settings, monkeypatch):
+    """The project in production; `use(url)` comes before, to name another kind of broker."""
+    settings.DEBUG = False
+    use(monkeypatch, REDIS)
+
+
+def use(monkeypatch, url, **options):
+    """Let Celery use the broker at the URL, with these transport options beside those of the project."""
+    monkeypatch.setitem(current_app.conf, "broker_url", url)
+    monkeypatch.setitem(current_app.conf, "broker_transport_options", broker_options(url, 600) | options)
+
+
+def found():
+    """What the checks find, by id."""
+    return {message.id: message for message in run_checks(tags=["tasks"])}
+
+
+@pytest.mark.parametrize("url", [REDIS, RABBITMQ])
+def test_the_settings_of_the_project_are_clean(monkeypatch, url):
+    use(monkeypatch, url)
+    assert found() == {}
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"task_soft_time_limit": 300}, {"tasks.E001"}),
+        ({"task_time_limit": 600}, {"tasks.E002", "tasks.W011"}),
+        ({"task_time_limit": None}, {"tasks.E002", "tasks.W011"}),
+        ({"task_acks_late": False}, {"tasks.E003"}),
+        ({"task_reject_on_worker_lost": False}, {"tasks.E004"}),
+        ({"worker_cancel_long_running_tasks_on_connection_loss": True}, {"tasks.E005"}),
+        ({"worker_prefetch_multiplier": 0}, {"tasks.E006"}),
+        ({"task_default_delivery_mode": 1}, {"tasks.E008"}),
+        ({"worker_prefetch_multiplier": 4}, {"tasks.W003"}),
+        ({"task_publish_retry_policy": {"max_retries": None}}, {"tasks.W005"}),
+        ({"broker_connection_max_retries": 100}, {"tasks.W006"}),
+        ({"task_acks_on_failure": False}, {"tasks.W007"}),
+        ({"task_always_eager": True}, {"tasks.W008"}),
+        ({"beat_scheduler": "django_celery_beat.schedulers:DatabaseScheduler"}, {"tasks.W009"}),
+        ({"worker_pool": "threads"}, {"tasks.W010"}),
+        ({"worker_pool": "prefork"}, set()),
+        ({"task_ignore_result": False}, {"tasks.W012"}),
+    ],
+    ids=str,
+)
+def test_a_setting_that_loses_tasks_is_found(monkeypatch, changed, expected):
+    for name, value in changed.items():
+        monkeypatch.setitem(current_app.conf, name, value)
+    assert set(found()) == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "expected"),
+    [
+        (REDIS, {"visibility_timeout": 300}, {"tasks.E002"}),
+        (REDIS, {"ack_emulation": False}, {"tasks.E009"}),
+        (REDIS, {"socket_timeout": None}, {"tasks.W004"}),
+        (RABBITMQ, {"confirm_publish": False}, {"tasks.E007"}),
+    ],
+)
+def test_an_option_of_the_broker_that_loses_tasks_is_found(monkeypatch, url, options, expected):
+    use(monkeypatch, url, **options)
+    assert expected <= set(found())
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(None, "tasks.W001"), (1800, "tasks.W002")])
+def test_on_rabbitmq_a_task_may_not_take_for_ever_either(monkeypatch, limit, expected):
+    use(monkeypatch, RABBITMQ)
+    monkeypatch.setitem(current_app.conf, "task_time_limit", limit)
+    assert set(found()) == {expected, "tasks.W011"}
+
+
+def test_durable_tasks_are_not_sent_again_too_soon(settings):
+    settings.DURABLE_TASK_RESEND_SECONDS = 600
+    assert set(found()) == {"tasks.W011"}
+
+
+def test_every_rule_names_a_remedy_and_has_a_number_of_its_own():
+    assert all(rule.hint.endswith(".") for rule in checks.RULES)
+    assert len({rule.id for rule in checks.RULES}) == len(checks.RULES)
+
+
+def test_what_certainly_loses_tasks_is_an_error(monkeypatch):
+    monkeypatch.setitem(current_app.conf, "task_acks_late", False)
+    monkeypatch.setitem(current_app.conf, "worker_prefetch_multiplier", 4)
+    assert {type(message) for message in found().values()} == {Error, Warning}
+
+
+# Tasks ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, set()),
+        ({"time_limit": 500, "soft_time_limit": 400}, set()),
+        ({"time_limit": 100}, {"tasks.E020"}),
+        ({"time_limit": 600}, {"tasks.E021"}),
+        ({"acks_late": False}, {"tasks.W020"}),
+        ({"reject_on_worker_lost": False}, {"tasks.W021"}),
+    ],
+    ids=str,
+)
+def test_the_options_of_each_task_are_looked_at(options, expected):
+    @current_app.task(name="tests.checks.task", lazy=False, **options)
+    def task(): ...
+
+    try:
+        messages = found()
+        assert set(messages) == expected
+        assert all(message.obj == "tests.checks.task" for message in messages.values())
+    finally:
+        current_app.tasks.unregister("tests.checks.task")
+
+
+# The cache ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("broker", "cache", "same"),
+    [
+        ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0", True),
+        ("redis://127.0.0.1:6379/0", "redis://localhost", True),
+        ("redis://", "redis://:password@127.0.0.1:6379/", True),
+        ("rediss://queue.example/3", "redis://user:password@QUEUE.example:6379?db=3", True),
+        ("redis+socket:///run/redis.sock", "unix:///run/redis.sock?db=0", True),
+        ("redis+socket:///run/redis.sock?virtual_host=2", "unix:///run/redis.sock?db=2", True),
+        ("redis://a.example/0", "redis://b.example/0,redis://a.example/0", True),
+        ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/1", False),
+        ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6380/0", False),
+        ("redis://127.0.0.1:6379/0", "redis://cache.example/0", False),
+        ("redis+socket:///run/redis.sock", "unix:///run/redis.sock?db=1", False),
+        ("amqp://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0", False),
+        ("redis://127.0.0.1:6379/0", "", False),
+    ],
+)
+def test_a_cache_that_shares_the_database_of_the_queue_is_refused(settings, monkeypatch, broker, cache, same):
+    use(monkeypatch, broker)
+    settings.CACHES = {"default": {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": cache}}
+    assert ("tasks.E030" in found()) == same
+
+
+def test_a_cache_may_name_its_database_in_its_options(settings, monkeypatch):
+    # There django-environ puts what comes after the question mark of CACHE_URL.
+    use(monkeypatch, "redis://127.0.0.1:6379/3")
+    settings.CACHES = {"default": {"LOCATION": "redis://localhost", "OPTIONS": {"db": "3"}}}
+    assert "tasks.E030" in found()

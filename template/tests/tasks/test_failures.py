@@ -1,0 +1,348 @@
+"""A task that has failed for good is a row before its message goes, and can be sent again."""
+
+import json
+from datetime import timedelta
+from io import StringIO
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("celery")
+
+from billiard.einfo import ExceptionInfo
+from celery import current_app, shared_task
+from celery.exceptions import Ignore, Reject, Retry, TimeLimitExceeded, WorkerLostError
+from celery.worker import state
+from django.core.management import CommandError, call_command
+from django.db import DatabaseError
+from django.urls import reverse
+from django.utils import timezone
+from kombu import Message
+from kombu.exceptions import OperationalError
+from kombu.serialization import dumps
+
+from apps.tasks import failures, replay
+from apps.tasks.models import FailedTask, OutgoingTask, ReturnedTask
+from apps.tasks.tasks import prune_failed_tasks
+from apps.users.models import User
+
+# Workers close their connections after each row, which a transaction around the test would not survive.
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+class Expected(Exception):
+    """What a task raises in normal operation."""
+
+
+@shared_task(name="tests.failures.ship", throws=(Expected,))
+def ship(order, *, parcels=1): ...
+
+
+@shared_task(name="tests.failures.gossip", keep_failed=False)
+def gossip(): ...
+
+
+@pytest.fixture
+def published(monkeypatch):
+    """Return the list of what is published, which the broker takes unless `away` is set."""
+    broker = SimpleNamespace(messages=[], away=False)
+
+    def publish(producer, body, **options):
+        if broker.away:
+            raise OperationalError("Connection refused")
+        broker.messages.append(SimpleNamespace(body=body, **options))
+
+    monkeypatch.setattr("kombu.Producer.publish", publish)
+    monkeypatch.setitem(current_app.conf, "broker_url", "memory://")
+    return broker
+
+
+@pytest.fixture
+def make_request():
+    """Return a function that makes the request of a message; `request.gone` tells how its message went."""
+
+    def make(task=ship, args=(7,), kwargs=None, **headers):
+        content_type, encoding, body = dumps((args, kwargs or {}, {"callbacks": None, "errbacks": None}), "json")
+        headers = {
+            "id": "some-id",
+            "task": task.name,
+            "argsrepr": repr(args),
+            "kwargsrepr": repr(kwargs or {}),
+        } | headers
+        message = Message(
+            body=body.encode(),
+            content_type=content_type,
+            content_encoding=encoding,
+            headers=headers,
+            properties={"correlation_id": "some-id", "priority": 3},
+            delivery_info={"exchange": "", "routing_key": "parcels"},
+        )
+        gone = []
+        request = failures.RecordingRequest(
+            message,
+            app=current_app._get_current_object(),
+            task=task,
+            hostname="celery@here",
+            on_ack=lambda *args: gone.append("acknowledged"),
+            on_reject=lambda logger, errors, requeue: gone.append("back" if requeue else "rejected"),
+        )
+        request.gone = gone
+        return request
+
+    return make
+
+
+def raised(error):
+    """Return the error as pools report it."""
+    try:
+        raise error
+    except type(error):
+        return ExceptionInfo()
+
+
+@pytest.fixture
+def failed(make_request):
+    """Return the row of a task that has failed."""
+    make_request(kwargs={"parcels": 2}).on_failure(raised(ValueError("no address")), return_ok=True)
+    return FailedTask.objects.get()
+
+
+# What becomes a row ---------------------------------------------------------
+
+
+def test_the_row_says_what_failed_and_why(failed):
+    assert (failed.name, failed.task_id, failed.args, failed.kwargs) == (ship.name, "some-id", "(7,)", "{'parcels': 2}")
+    assert (failed.exception, failed.tries, failed.worker) == ("ValueError: no address", 1, "celery@here")
+    assert "in raised" in failed.traceback
+
+
+def test_the_row_comes_first_and_the_message_goes_then(make_request, monkeypatch):
+    request = make_request()
+    monkeypatch.setattr(request, "_on_ack", lambda *args: request.gone.append(FailedTask.objects.count()))
+    request.on_failure(raised(ValueError()), return_ok=True)
+    assert request.gone == [1]
+
+
+@pytest.mark.parametrize("error", [Ignore(), Reject(), Reject(requeue=True), Retry(), Expected()])
+def test_what_ends_otherwise_leaves_no_row(make_request, error):
+    make_request().on_failure(raised(error), return_ok=True)
+    assert not FailedTask.objects.exists()
+
+
+def test_a_task_may_do_without(make_request):
+    request = make_request(gossip, args=())
+    request.on_failure(raised(ValueError()), return_ok=True)
+    assert request.gone == ["acknowledged"]
+    assert not FailedTask.objects.exists()
+
+
+@pytest.mark.parametrize("pool_reports_twice", [True, False])
+def test_a_time_limit_leaves_one_row(make_request, pool_reports_twice):
+    request = make_request()
+    if pool_reports_twice:
+        request.on_failure(raised(TimeLimitExceeded(300)))
+    request.on_timeout(soft=True, timeout=270)
+    request.on_timeout(soft=False, timeout=300)
+    assert request.gone == ["acknowledged"]
+    assert FailedTask.objects.get().tries == 1
+
+
+def test_retries_are_counted_and_a_second_failure_adds_up(make_request):
+    for _ in range(2):
+        make_request(retries=6).on_failure(raised(ValueError()), return_ok=True)
+    failed = FailedTask.objects.get()
+    assert failed.tries == 14
+    assert failed.first_failed_at < failed.last_failed_at
+
+
+def test_what_no_database_takes_as_text_is_written_all_the_same(make_request):
+    make_request(args=("\x00",)).on_failure(raised(ValueError("\x00\udcff")), return_ok=True)
+    assert FailedTask.objects.get().exception == "ValueError: \\x00\\udcff"
+
+
+def test_a_durable_task_is_in_one_table_only(make_request):
+    outgoing = OutgoingTask.objects.create(name=ship.name, task_id="some-id", send_at=timezone.now(), durable=True)
+    make_request(outgoing=str(outgoing.pk)).on_failure(raised(ValueError()), return_ok=True)
+    assert FailedTask.objects.exists() and not OutgoingTask.objects.exists()
+
+
+# What becomes of the message ------------------------------------------------
+
+
+@pytest.fixture
+def later(monkeypatch):
+    """Return the list of calls that wait for their time."""
+    calls = []
+    timer = SimpleNamespace(start=lambda: None)
+    monkeypatch.setattr("threading.Timer", lambda seconds, call: calls.append(call) or timer)
+    return calls
+
+
+def test_a_message_stays_until_the_row_is_written(make_request, later, monkeypatch, caplog):
+    request = make_request()
+    with monkeypatch.context() as patch:
+        patch.setattr(failures, "pack", lambda message: (_ for _ in ()).throw(DatabaseError("disk full")))
+        request.on_failure(raised(ValueError()), return_ok=True)
+        assert request.gone == [] and "disk full" in caplog.text
+    later.pop()()
+    assert request.gone == ["acknowledged"]
+    assert FailedTask.objects.exists()
+
+
+def test_a_task_that_lost_its_process_is_sent_again(make_request, published):
+    request = make_request(retries=1)
+    request.on_failure(raised(WorkerLostError("signal 9")))
+    [message] = published.messages
+    assert (message.headers["lost_workers"], message.headers["retries"]) == (1, 1)
+    assert request.gone == ["acknowledged"]
+    assert not FailedTask.objects.exists()
+
+
+def test_a_task_that_kills_each_process_is_given_up(make_request, published, settings):
+    settings.LOST_WORKERS_PER_TASK = 3
+    request = make_request(lost_workers=2)
+    request.on_failure(raised(WorkerLostError("signal 9")))
+    assert request.gone == ["acknowledged"] and not published.messages
+    failed = FailedTask.objects.get()
+    assert failed.tries == 3 and "signal 9" in failed.exception
+
+
+def test_a_message_goes_back_if_it_cannot_be_sent_again(make_request, published):
+    published.away = True
+    request = make_request()
+    request.on_failure(raised(WorkerLostError("signal 9")))
+    assert request.gone == ["back"]
+
+
+def test_a_process_that_dies_because_the_worker_ends_is_not_held_against_the_task(make_request, published, monkeypatch):
+    monkeypatch.setattr(state, "should_terminate", 0)
+    request = make_request(lost_workers=2)
+    request.on_failure(raised(WorkerLostError("signal 9")))
+    assert request.gone == ["back"] and not published.messages
+    assert not FailedTask.objects.exists()
+
+
+def test_a_task_that_ends_whole_workers_is_given_up(settings):
+    settings.LOST_WORKERS_PER_TASK = 3
+    for _ in range(2):
+        failures.count_return("some-id")
+    with pytest.raises(failures.WorkerKiller, match="started 3 times"):
+        failures.count_return("some-id")
+
+
+def test_only_messages_that_come_back_are_counted():
+    ship.apply(args=(7,))
+    assert not ReturnedTask.objects.exists()
+
+
+# Sent again -----------------------------------------------------------------
+
+
+def test_the_message_is_the_same_but_starts_anew(failed, published):
+    assert replay.send_again(failed.pk)
+    [message] = published.messages
+    args, kwargs, _ = json.loads(message.body)
+    assert (args, kwargs, message.routing_key, message.priority) == ([7], {"parcels": 2}, "parcels", 3)
+    assert (message.headers["id"], message.headers["retries"], message.headers["expires"]) == ("some-id", 0, None)
+    assert not FailedTask.objects.exists()
+
+
+def test_a_task_that_fails_again_goes_on_counting(failed, published, make_request):
+    replay.send_again(failed.pk)
+    headers = {name: published.messages[0].headers[name] for name in ("failed_earlier", "retries")}
+    make_request(**headers).on_failure(raised(ValueError()), return_ok=True)
+    again = FailedTask.objects.get()
+    assert (again.tries, again.first_failed_at) == (2, failed.first_failed_at)
+
+
+def test_bytes_that_are_no_text_survive(published):
+    message = Message(body=b"\x80\x04\xff", content_type="application/data", content_encoding="binary")
+    replay.publish(replay.pack(message))
+    assert published.messages[0].body == b"\x80\x04\xff"
+
+
+def test_a_broker_that_is_away_keeps_the_row(failed, published):
+    published.away = True
+    with pytest.raises(OperationalError):
+        replay.send_again(failed.pk)
+    assert FailedTask.objects.exists()
+
+
+def test_who_comes_second_sends_nothing(failed, published):
+    assert [replay.send_again(failed.pk), replay.send_again(failed.pk)] == [True, False]
+    assert len(published.messages) == 1
+
+
+# By command -----------------------------------------------------------------
+
+
+def replay_command(*args):
+    output = StringIO()
+    call_command("replay_failed_tasks", *args, stdout=output)
+    return output.getvalue()
+
+
+@pytest.mark.parametrize("chosen", [[], ["some-id"], ["--task", ship.name], ["--since", "2026-01-31T09:00"]])
+def test_the_command_sends_what_is_chosen(failed, published, chosen):
+    assert replay_command(*chosen).endswith("1 sent.\n")
+    assert len(published.messages) == 1
+
+
+@pytest.mark.parametrize("chosen", [["--task", "another"], ["--since", "2999-01-01"]])
+def test_the_command_leaves_the_others(failed, published, chosen):
+    assert replay_command(*chosen) == "0 sent.\n"
+
+
+def test_a_dry_run_sends_nothing(failed, published):
+    assert "1 would be sent." in replay_command("--dry-run")
+    assert not published.messages
+
+
+def test_an_unknown_id_and_a_broker_that_is_away_are_told(failed, published):
+    with pytest.raises(CommandError, match="has the id nobody"):
+        replay_command("some-id", "nobody")
+    published.away = True
+    with pytest.raises(CommandError, match="The broker does not answer; 0 sent, the others kept"):
+        replay_command()
+
+
+# In the admin ---------------------------------------------------------------
+
+LIST = "admin:tasks_failedtask_changelist"
+
+
+def act(client, failed):
+    return client.post(reverse(LIST), {"action": "send_again", "_selected_action": [failed.pk]}, follow=True)
+
+
+def test_staff_reads_and_sends_again(admin_client, failed, published):
+    page = admin_client.get(reverse("admin:tasks_failedtask_change", args=[failed.pk])).content.decode()
+    assert "<pre>Traceback" in page and "no address" in page
+    assert failed.name in admin_client.get(reverse(LIST), {"q": "no address"}).content.decode()
+    assert "Sent again: 1." in act(admin_client, failed).content.decode()
+
+
+def test_staff_is_told_that_the_broker_is_away(admin_client, failed, published):
+    published.away = True
+    assert "The broker does not answer" in act(admin_client, failed).content.decode()
+    assert FailedTask.objects.exists()
+
+
+def test_who_may_only_look_cannot_send(client, failed, published):
+    user = User.objects.create_user("viewer@example.com", is_staff=True)
+    user.user_permissions.add(*user.user_permissions.model.objects.filter(codename="view_failedtask"))
+    client.force_login(user)
+    assert b"send_again" not in client.get(reverse(LIST)).content
+    act(client, failed)
+    assert not published.messages
+
+
+# In the end -----------------------------------------------------------------
+
+
+def test_old_rows_are_pruned(failed, settings):
+    prune_failed_tasks()
+    assert FailedTask.objects.exists()
+    FailedTask.objects.update(last_failed_at=timezone.now() - timedelta(days=settings.FAILED_TASKS_KEPT_DAYS, hours=1))
+    prune_failed_tasks()
+    assert not FailedTask.objects.exists()

@@ -1,0 +1,44 @@
+"""On RabbitMQ every queue that stays is a quorum queue."""
+
+import pytest
+
+pytest.importorskip("celery")
+
+from celery import Celery
+from kombu import Queue
+
+from apps.tasks.queues import DELIVERY_LIMIT, ProjectAMQP
+
+QUORUM = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT}
+
+
+def queues(broker_url, **conf):
+    app = Celery("queues", amqp=ProjectAMQP, broker=broker_url, set_as_current=False)
+    app.conf.update(conf)
+    return app.amqp.queues
+
+
+def test_the_default_queue_is_one():
+    assert queues("amqp://")["celery"].queue_arguments == QUORUM
+
+
+def test_the_queue_of_a_route_is_one():
+    assert queues("amqp://")["reports"].queue_arguments == QUORUM
+
+
+def test_a_queue_of_the_settings_is_one_and_keeps_its_arguments():
+    own = Queue("reports", queue_arguments={"x-max-length": 10})
+    assert queues("amqp://", task_queues=[own])["reports"].queue_arguments == QUORUM | {"x-max-length": 10}
+
+
+def test_a_queue_may_be_of_another_type():
+    own = Queue("reports", queue_arguments={"x-queue-type": "classic"})
+    assert queues("amqp://", task_queues=[own])["reports"].queue_arguments == {"x-queue-type": "classic"}
+
+
+def test_a_queue_that_goes_with_its_worker_is_none():
+    assert not queues("amqp://", task_queues=[Queue("own", auto_delete=True)])["own"].queue_arguments
+
+
+def test_redis_knows_no_types():
+    assert not queues("redis://")["celery"].queue_arguments

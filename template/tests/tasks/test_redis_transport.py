@@ -1,0 +1,93 @@
+"""Redis is asked for messages by the script that records them, and rung for those that wait."""
+
+import json
+from queue import Empty
+from unittest.mock import MagicMock
+
+import pytest
+
+pytest.importorskip("celery")
+
+from kombu import Connection
+
+from apps.tasks import redis_transport
+
+MESSAGE = {
+    "body": "",
+    "headers": {},
+    "properties": {"delivery_tag": "tag", "delivery_info": {"exchange": "", "routing_key": "celery"}},
+}
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """Return a double of what speaks to the server, which answers nothing yet."""
+    server = MagicMock()
+    server.pipeline.return_value.__enter__.return_value = server.pipeline.return_value
+    monkeypatch.setattr(redis_transport.Channel, "_create_client", lambda self, asynchronous=False: server)
+    server.parse_response.return_value = None
+    return server
+
+
+@pytest.fixture
+def channel(server):
+    """Return a channel to the double."""
+    transport = Connection("redis://127.0.0.1:1/0").transport
+    channel = transport.create_channel(transport)
+    # Nothing is given back when the tests end.
+    channel.do_restore = False
+    return channel
+
+
+def ask(channel, server):
+    """Let the channel ask once; return the first word of what it sent, and whether a message came."""
+    channel._brpop_start()
+    try:
+        delivered = channel._brpop_read()
+    except Empty:
+        delivered = False
+    return server.connection.send_command.call_args.args[0], delivered
+
+
+def consume(channel, no_ack=False):
+    received = []
+    channel.basic_consume("celery", no_ack=no_ack, callback=received.append, consumer_tag="one")
+    return received
+
+
+def test_urls_of_redis_use_it():
+    for scheme in ("redis", "rediss"):
+        assert Connection(f"{scheme}://127.0.0.1:1/0").get_transport_cls() is redis_transport.Transport
+
+
+def test_it_waits_for_a_bell_only_after_it_found_nothing(channel, server):
+    consume(channel)
+    assert [ask(channel, server)[0] for _ in range(3)] == ["EVAL", "BRPOP", "EVAL"]
+
+
+def test_a_message_that_was_taken_is_not_recorded_again(channel, server):
+    received = consume(channel)
+    server.parse_response.return_value = (b"celery", json.dumps(MESSAGE).encode())
+    assert ask(channel, server) == ("EVAL", True)
+    assert [message.delivery_tag for message in received] == ["tag"]
+    assert "tag" in channel.qos._delivered
+    server.pipeline.return_value.hset.assert_not_called()
+
+
+def test_a_consumer_that_wants_no_record_gets_none(channel, server):
+    consume(channel, no_ack=True)
+    assert [ask(channel, server)[0] for _ in range(2)] == ["BRPOP", "BRPOP"]
+
+
+def test_sending_rings_in_the_same_transaction(channel, server):
+    channel._put("celery", MESSAGE)
+    pipe = server.pipeline.return_value
+    assert [call.args[0] for call in pipe.lpush.call_args_list] == ["celery", "celery\x06\x16bell"]
+    pipe.execute.assert_called_once()
+
+
+def test_a_connection_that_was_given_up_is_an_error_of_the_connection(channel):
+    # Kombu's own, an AttributeError, ends the worker.
+    channel.connection.client = None
+    with pytest.raises(channel.connection_errors):
+        channel._connparams()

@@ -1,0 +1,98 @@
+"""Brokers that can die and come back, and ways to them that can be cut."""
+
+import re
+import socket
+import subprocess
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from tests.browser import free_port
+from tests.processes import Program, environment, needed, wait_for_broker
+
+
+class Broker:
+    """A message broker on this machine."""
+
+    def __init__(self, scheme: str, port: int) -> None:
+        self.scheme, self.port = scheme, port
+
+    def url(self, port: int | None = None) -> str:
+        """Return its URL, or that of another port that leads to it."""
+        account, path = ("guest:guest@", "//") if self.scheme == "amqp" else ("", "/0")
+        return f"{self.scheme}://{account}127.0.0.1:{port or self.port}{path}"
+
+    def held(self) -> set[int]:
+        """Return the tasks that wait or are not acknowledged, where the broker can be asked."""
+        return set()
+
+    def close(self) -> None:
+        """End what was started for it."""
+
+
+class Redis(Broker):
+    """A Redis of this run's own, with an append-only file, that can die and come back."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__("redis", free_port())
+        self.folder = folder
+        self.start()
+
+    def start(self) -> None:
+        options = {"--port": str(self.port), "--bind": "127.0.0.1", "--dir": str(self.folder), "--save": ""}
+        words = (word for option in (options | {"--appendonly": "yes"}).items() for word in option)
+        self.server = Program(self.folder, self.folder / "redis.log", needed("redis-server"), *words)
+        wait_for_broker(self.server, "redis", self.port)
+
+    def close(self) -> None:
+        self.server.process.kill()
+        self.server.process.wait()
+
+    def ask(self, *words: str) -> str:
+        command = (needed("redis-cli"), "-p", str(self.port), *words)
+        return subprocess.run(command, text=True, capture_output=True, check=True, env=environment()).stdout
+
+    def held(self) -> set[int]:
+        messages = self.ask("LRANGE", "celery", "0", "-1") + self.ask("HVALS", "unacked")
+        return {int(identity) for identity in re.findall(r'"argsrepr": "\((\d+),', messages)}
+
+
+class Proxy:
+    """A way to a port of this machine that can be cut: connections end, and new ones are refused.
+
+    While `swallows` is true they stay, but nothing comes through.
+    """
+
+    def __init__(self, target: int) -> None:
+        self.target, self.port = target, free_port()
+        self.sockets: list[socket.socket] = []
+        self.open()
+
+    def open(self) -> None:
+        self.swallows = False
+        self.listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
+
+    def cut(self) -> None:
+        for each in (self.listener, *self.sockets):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+        self.sockets.clear()
+
+    def _accept(self, listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                server = socket.create_connection(("127.0.0.1", self.target))
+                self.sockets += (client, server)
+                for source, sink in ((client, server), (server, client)):
+                    threading.Thread(target=self._copy, args=(source, sink), daemon=True).start()
+
+    def _copy(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if not self.swallows:
+                    sink.sendall(data)
+        with suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)

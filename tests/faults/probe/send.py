@@ -1,0 +1,82 @@
+"""Sends tasks as a web server does, and notes which were sent or refused: `python -m probe.send '{"count": 9}'`."""
+
+import json
+import sys
+import time
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import django
+
+django.setup()
+
+from django.contrib.auth.models import Group  # noqa: E402
+from django.db import transaction  # noqa: E402
+from django.utils import timezone  # noqa: E402
+from django_celery_beat.models import ClockedSchedule, PeriodicTask  # noqa: E402
+from probe import tasks  # noqa: E402
+from probe.tasks import note  # noqa: E402
+
+
+class RolledBack(Exception):
+    """What makes every second transaction end without a trace."""
+
+
+def send(identity: int, task: str, seconds: float, padding: int, options: dict[str, Any]) -> None:
+    """Send one task; note that it was sent, or why not and after how many seconds."""
+    begun = time.monotonic()
+    arguments = (identity, seconds, "x" * padding) if padding else (identity, seconds)
+    try:
+        getattr(tasks, task).apply_async(arguments, **options)
+    except Exception as error:
+        note("refused", identity, f"{time.monotonic() - begun:.1f} {type(error).__name__}")
+    else:
+        note("sent", identity)
+
+
+def send_in_transaction(identity: int) -> None:
+    """Send a task that looks for a row, and then commit the row, or roll it back if the number is odd."""
+    with suppress(RolledBack), transaction.atomic():
+        Group.objects.create(name=str(identity))
+        tasks.find.delay(identity, 0)
+        time.sleep(0.02)
+        if identity % 2:
+            note("withdrawn", identity)
+            raise RolledBack
+        note("sent", identity)
+
+
+def schedule(identity: int, moment: float) -> None:
+    """Let beat send a task once, at a moment in seconds from now."""
+    clocked = ClockedSchedule.objects.create(clocked_time=timezone.now() + timedelta(seconds=moment))
+    what = {"task": "probe.tasks.work", "args": f"[{identity}, 0.01]"}
+    PeriodicTask.objects.create(name=f"probe {identity}", clocked=clocked, one_off=True, **what)
+    note("sent", identity)
+
+
+def main(
+    *,
+    count: int,
+    first: int = 0,
+    how: str = "send",
+    task: str = "work",
+    seconds: float | None = None,
+    pause: float = 0,
+    soon: float = 0,
+    padding: int = 0,
+    options: dict[str, Any],
+) -> None:
+    """Send tasks with the numbers from `first` on; without `seconds` they take 0.05 to 0.15."""
+    for identity in range(first, first + count):
+        if how == "transaction":
+            send_in_transaction(identity)
+        elif how == "schedule":
+            schedule(identity, soon + pause * (identity - first))
+        else:
+            send(identity, task, seconds or 0.05 + identity % 11 / 100, padding, options)
+            time.sleep(pause)
+
+
+if __name__ == "__main__":
+    main(**{"options": {}} | json.loads(sys.argv[1]))

@@ -1,0 +1,53 @@
+"""Tasks that leave a line outside the broker and outside the database when they start and when they are done."""
+
+import os
+import signal
+import time
+
+from celery import shared_task
+from django.contrib.auth.models import Group
+
+
+def note(what: str, identity: int, detail: object = "") -> None:
+    """Append a line to the record: so short a write is all there or not at all, whoever else writes and dies."""
+    record = os.open(os.environ["PROBE_RECORD"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(record, f"{time.time():.3f} {what} {identity} {detail}\n".encode())
+    os.close(record)
+
+
+@shared_task
+def work(identity: int, seconds: float, padding: str = "") -> None:
+    """Wait, as a task does that asks another system."""
+    note("started", identity, os.getpid())
+    time.sleep(seconds)
+    note("done", identity, os.getpid())
+
+
+@shared_task(durable=True)
+def work_durably(identity: int, seconds: float) -> None:
+    """Do the same as a task that a row stands for until it is done; bare Celery does not know the word."""
+    work(identity, seconds)
+
+
+@shared_task
+def find(identity: int, seconds: float) -> None:
+    """Look for the row that was written in the transaction of the sender."""
+    note("done" if Group.objects.filter(name=str(identity)).exists() else "missing", identity)
+
+
+@shared_task
+def kill_the_worker(identity: int, seconds: float) -> None:
+    """End the process at once, as lack of memory does."""
+    note("poison", identity)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@shared_task
+def nothing() -> None:
+    """Do nothing; for throughput."""
+
+
+@shared_task
+def wait_20_ms() -> None:
+    """Wait as long as another system takes to answer; for throughput."""
+    time.sleep(0.02)

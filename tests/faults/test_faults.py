@@ -1,0 +1,147 @@
+"""No task is lost, and none is run twice by our fault, whatever dies or goes away."""
+
+import pytest
+
+from tests.faults import faults
+from tests.faults.faults import FAULTS, Act, Outcomes
+
+pytestmark = [pytest.mark.faults, pytest.mark.run]
+
+
+def after(act: Act) -> pytest.MarkDecorator:
+    """Let the fault happen before the test; `outcomes` is what became of the tasks on each of its brokers and pools."""
+    return pytest.mark.parametrize("outcomes", [FAULTS[act.__name__]], indirect=True, ids=[""])
+
+
+def others(outcomes: Outcomes, **expected: object) -> list[str]:
+    """Return a sentence for each figure that is not the expected one."""
+    return [
+        f"{broker} {pool}: {name} is {getattr(outcome, name)!r}, {outcome}"
+        for (broker, pool), outcome in outcomes.items()
+        for name, value in expected.items()
+        if getattr(outcome, name) != value
+    ]
+
+
+@after(faults.no_fault)
+def test_without_a_fault_all_tasks_are_run_once(outcomes):
+    assert not others(outcomes, sent=200, lost=0, stuck=0, refused=0, twice=0, again=0)
+
+
+# Processes that die ---------------------------------------------------------
+
+
+@after(faults.killed_child)
+def test_a_killed_pool_child_loses_nothing(outcomes):
+    assert not others(outcomes, lost=0, stuck=0, failed=0)
+
+
+@after(faults.killed_worker)
+def test_a_killed_worker_loses_nothing(outcomes):
+    assert not others(outcomes, lost=0, stuck=0, failed=0)
+
+
+@after(faults.stopped_in_mid_task)
+def test_a_worker_that_is_not_given_the_time_to_end_loses_nothing(outcomes):
+    assert not others(outcomes, lost=0, stuck=0, failed=0)
+
+
+@after(faults.poison_task)
+def test_a_task_that_kills_its_worker_is_kept_as_failed_and_harms_no_other(outcomes):
+    assert not others(outcomes, failed=1, lost=0, stuck=0)
+
+
+@after(faults.hung_tasks)
+def test_tasks_that_hang_are_kept_as_failed_and_hold_up_no_other(outcomes):
+    assert not others(outcomes, failed=4, lost=0, stuck=0, twice=0)
+
+
+# Brokers that go away -------------------------------------------------------
+
+
+@after(faults.restarted_redis)
+def test_a_restart_of_redis_loses_nothing(outcomes):
+    assert not others(outcomes, lost=0, stuck=0, failed=0)
+
+
+@after(faults.broker_away)
+def test_a_broker_that_was_away_loses_nothing(outcomes):
+    assert not others(outcomes, lost=0, stuck=0, failed=0)
+
+
+@after(faults.broker_flapping)
+def test_a_broker_that_comes_and_goes_loses_nothing(outcomes):
+    assert not others(outcomes, lost=0, stuck=0, failed=0)
+
+
+@after(faults.silent_network)
+def test_a_network_that_swallows_messages_loses_nothing(outcomes):
+    assert not others(outcomes, lost=0, stuck=0, failed=0)
+
+
+@after(faults.broker_down_at_enqueue)
+def test_a_broker_that_is_down_refuses_a_task_with_a_clear_error(outcomes):
+    assert not others(outcomes, sent=0, refused=2)
+    assert all(outcome.note.count("OperationalError") == 2 for outcome in outcomes.values())
+
+
+@after(faults.worker_before_broker)
+def test_a_worker_waits_for_its_broker(outcomes):
+    assert not others(outcomes, lost=0, stuck=0, twice=0)
+
+
+@after(faults.transactions)
+def test_tasks_are_sent_when_the_transaction_is_committed_and_never_after_a_rollback(outcomes):
+    assert not others(outcomes, sent=100, lost=0, twice=0)
+    assert not others(outcomes, note="0 ran after a rollback")
+
+
+@after(faults.broker_away_at_commit)
+def test_tasks_of_transactions_that_are_committed_without_a_broker_are_sent_later(outcomes):
+    assert not others(outcomes, sent=100, lost=0, stuck=0)
+    assert not others(outcomes, note="0 ran after a rollback")
+
+
+# Queues that are emptied ----------------------------------------------------
+
+
+@after(faults.cleared_cache)
+def test_clearing_the_cache_leaves_the_queue(outcomes):
+    assert not others(outcomes, lost=0, twice=0)
+
+
+@after(faults.full_redis)
+def test_a_redis_without_memory_refuses_tasks_and_loses_none(outcomes):
+    assert not others(outcomes, lost=0, stuck=0)
+    assert all(outcome.refused for outcome in outcomes.values())
+
+
+@after(faults.lost_data)
+def test_durable_tasks_survive_the_loss_of_all_data_in_redis(outcomes):
+    assert not others(outcomes, lost=0, stuck=0)
+
+
+# Tasks that take long -------------------------------------------------------
+
+
+@after(faults.long_countdown)
+def test_a_countdown_beyond_the_visibility_timeout_runs_each_task_once(outcomes):
+    assert not others(outcomes, lost=0, stuck=0, twice=0, again=0)
+
+
+@after(faults.long_task)
+def test_a_task_beyond_the_visibility_timeout_is_ended_before_it_is_run_twice(outcomes):
+    assert not others(outcomes, failed=4, lost=0, stuck=0, twice=0, again=0)
+
+
+# Beat -----------------------------------------------------------------------
+
+
+@after(faults.two_beats)
+def test_two_beats_send_each_due_task_once(outcomes):
+    assert not others(outcomes, sent=20, lost=0, twice=0)
+
+
+@after(faults.killed_beat)
+def test_the_beat_that_stands_by_takes_over_and_sends_nothing_twice(outcomes):
+    assert not others(outcomes, lost=0, twice=0)

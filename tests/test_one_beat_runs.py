@@ -1,0 +1,215 @@
+"""Any number of beats run, and each task is sent once: through a deploy, a kill, a hang, and outages of what they need.
+
+Each proof schedules tasks for one moment after another, lets something happen among them, and reads what has come to
+the broker. Several proofs run side by side, because most of the time they wait.
+"""
+
+import json
+import shutil
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.browser import free_port
+from tests.dev_support import left_in, wait_until
+from tests.processes import Program, environment, installed, needed, postgresql_server, redis_server, run, started
+
+pytestmark = pytest.mark.run
+
+TASKS = 30
+# As in the admin: from now on a task each third of a second.
+SCHEDULE = f"""
+from datetime import timedelta
+from django.utils import timezone
+from django_celery_beat.models import ClockedSchedule, PeriodicTask
+now = timezone.now()
+for number in range({TASKS}):
+    moment = ClockedSchedule.objects.create(clocked_time=now + timedelta(seconds=number / 3))
+    PeriodicTask.objects.create(name=str(number), task="acme.tasks.say_good_morning", clocked=moment, one_off=True)
+"""
+SETTINGS = """
+import os
+from acme.settings import *
+BEAT_LEASE_SECONDS = float(os.environ["LEASE_SECONDS"])
+# No task beside those of the proof.
+CELERY_RESULT_EXPIRES = None
+"""
+HOLDS, STANDS_BY = "This beat holds the lease", "Standing by, "
+
+
+class Scene:
+    """A database, a broker, and beats that share them."""
+
+    def __init__(self, project: Path, folder: Path, database: str, broker: str, stack: ExitStack) -> None:
+        self.project, self.folder, self.broker, self.stack = project, folder, broker, stack
+        self.variables = {
+            "CELERY_BROKER_URL": broker,
+            "DATABASE_URL": database,
+            "DEBUG": "1",
+            "DJANGO_SETTINGS_MODULE": "acme.proof",
+            "LEASE_SECONDS": "4",
+        }
+
+    def manage(self, *command: str) -> None:
+        run(self.project, self.project / ".venv/bin/python", "manage.py", *command, **self.variables)
+
+    def beat(self, name: str) -> Program:
+        """Start a beat that ends with the scene."""
+        command = (self.project / ".venv/bin/celery", "-A", "acme", "beat", "-l", "info")
+        return self.stack.enter_context(started(self.project, self.folder / name, *command, **self.variables))
+
+    def beats(self) -> tuple[Program, Program]:
+        """Start a beat that sends and another that stands by, and schedule the tasks."""
+        first = self.beat("first")
+        first.says(HOLDS)
+        second = self.beat("second")
+        second.says(STANDS_BY)
+        self.manage("shell", "-c", SCHEDULE)
+        return first, second
+
+    def sent(self) -> Counter[str]:
+        """How often each task has come to the broker, by name."""
+        command = [needed("redis-cli"), "-u", self.broker, "--raw", "LRANGE", "celery", "0", "-1"]
+        messages = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True).stdout
+        # An empty line stands for an empty queue.
+        return Counter(json.loads(each)["headers"]["periodic_task_name"] for each in messages.split("\n") if each)
+
+    def some_are_sent(self) -> None:
+        """Wait until the tasks are on their way, to let something happen before the next one."""
+        assert wait_until(lambda: len(self.sent()) > 5)
+
+    def repeated(self) -> int:
+        """Wait until each task has come; return how many came a second time."""
+        assert wait_until(lambda: len(self.sent()) == TASKS), sorted(self.sent())
+        return self.sent().total() - TASKS
+
+
+# What happens ----------------------------------------------------------------
+# The task that a beat sends in the moment of its end may come twice: it must not get lost, and nobody can know.
+
+
+def deploy(scene: Scene) -> None:
+    # So long that nobody takes over by waiting.
+    scene.variables["LEASE_SECONDS"] = "1000"
+    old, new = scene.beats()
+    scene.some_are_sent()
+    old.process.terminate()
+    new.says(HOLDS)
+    assert old.process.wait(timeout=60) == 0
+    assert scene.repeated() == 0
+
+
+def kill(scene: Scene) -> None:
+    holder, standby = scene.beats()
+    scene.some_are_sent()
+    holder.process.kill()
+    standby.says(HOLDS)
+    assert scene.repeated() <= 1
+
+
+def hang(scene: Scene) -> None:
+    holder, standby = scene.beats()
+    scene.some_are_sent()
+    holder.process.send_signal(signal.SIGSTOP)
+    try:
+        standby.says(HOLDS)
+    finally:
+        holder.process.send_signal(signal.SIGCONT)
+    holder.says(STANDS_BY)
+    assert scene.repeated() <= 1
+
+
+def outage_of_the_broker(scene: Scene) -> None:
+    holder, standby = scene.beats()
+    holder.says("The broker does not answer")
+    port = scene.broker.partition("127.0.0.1:")[2].partition("/")[0]
+    command = (needed("redis-server"), "--port", port, "--bind", "127.0.0.1", "--save", "")
+    scene.stack.enter_context(started(scene.folder, scene.folder / "redis.log", *command))
+    holder.says("The broker answers again")
+    assert scene.repeated() == 0
+    assert "Sending due task" not in standby.text
+
+
+def outage_of_the_database(scene: Scene) -> None:
+    beats = scene.beats()
+    scene.some_are_sent()
+    sql(scene, "ALTER DATABASE proof ALLOW_CONNECTIONS false")
+    sql(scene, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'proof'")
+    for beat in beats:
+        beat.says("The database does not answer")
+    before = scene.sent()
+    sql(scene, "ALTER DATABASE proof ALLOW_CONNECTIONS true")
+    for beat in beats:
+        beat.says("The database answers again")
+    assert before.total() < TASKS
+    assert scene.repeated() <= 1
+
+
+def sql(scene: Scene, statement: str) -> None:
+    """Run a statement in another database of the scene's server."""
+    server = scene.variables["DATABASE_URL"].rpartition("/")[0]
+    run(scene.folder, needed("psql"), f"{server}/postgres".replace("postgres:", "postgresql:", 1), "-c", statement)
+
+
+# Stages ----------------------------------------------------------------------
+
+
+@contextmanager
+def with_redis(project: Path, folder: Path) -> Iterator[Scene]:
+    with redis_server(folder) as (_, broker), with_the_broker_away(project, folder) as scene:
+        scene.broker = scene.variables["CELERY_BROKER_URL"] = broker
+        yield scene
+
+
+@contextmanager
+def with_the_broker_away(project: Path, folder: Path) -> Iterator[Scene]:
+    database = shutil.copy(project / "db.sqlite3", folder)
+    with ExitStack() as stack:
+        yield Scene(project, folder, f"sqlite:///{database}", f"redis://127.0.0.1:{free_port()}/0", stack)
+
+
+@contextmanager
+def with_postgresql(project: Path, folder: Path) -> Iterator[Scene]:
+    with redis_server(folder) as (_, broker), postgresql_server() as server, ExitStack() as stack:
+        scene = Scene(project, folder, f"{server.rpartition('/')[0]}/proof", broker, stack)
+        sql(scene, "CREATE DATABASE proof")
+        scene.manage("migrate")
+        yield scene
+
+
+PROOFS = {
+    deploy: with_redis,
+    kill: with_redis,
+    hang: with_redis,
+    outage_of_the_broker: with_the_broker_away,
+    outage_of_the_database: with_postgresql,
+}
+
+
+def perform(happens: Callable[[Scene], None], project: Path, folder: Path) -> None:
+    folder.mkdir()
+    with PROOFS[happens](project, folder) as scene:
+        happens(scene)
+
+
+@pytest.fixture(scope="module")
+def proofs(template_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Callable, Future[None]]]:
+    """The proofs, under way."""
+    folder = tmp_path_factory.mktemp("beats").resolve()
+    project, programs = installed(template_repo, folder, "3.13")
+    (project / "acme/proof.py").write_text(SETTINGS)
+    run(project, programs / "python", "manage.py", "migrate", DEBUG="1")
+    with ThreadPoolExecutor(3) as pool:
+        yield {each: pool.submit(perform, each, project, folder / each.__name__) for each in PROOFS}
+    assert not left_in(folder)
+
+
+@pytest.mark.parametrize("happens", PROOFS, ids=lambda function: function.__name__)
+def test_each_task_is_sent_through_a(happens, proofs):
+    proofs[happens].result()

@@ -1,0 +1,232 @@
+"""A worker takes a task from Redis without a gap, refuses a broker that loses tasks, and shows whether it takes any."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+from tests.dev_support import left_in, wait_until
+from tests.processes import (
+    Program,
+    environment,
+    installed,
+    needed,
+    postgresql_server,
+    rabbitmq_server,
+    redis_server,
+    run,
+    started,
+)
+
+pytestmark = pytest.mark.run
+
+POOLS = ("prefork", "threads", "gevent")
+PLACES = 4
+TASKS = 350
+TRIALS = """
+import os, time
+from pathlib import Path
+from django.db import connection
+from acme.celery import app
+
+if seconds := os.environ.get("VISIBILITY_SECONDS"):
+    app.conf.broker_transport_options = app.conf.broker_transport_options | {"visibility_timeout": int(seconds)}
+
+@app.task
+def hold(path):
+    first = not Path(path).exists()
+    with open(path, "a") as file:
+        file.write("run\\n")
+    if first:
+        time.sleep(600)
+
+@app.task
+def ask():
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+"""
+# What a worker does, up to the moment when the answer is there and not yet read.
+TAKE = """
+import json, os, time, redis
+from acme.celery import app
+broker = redis.Redis.from_url(os.environ["CELERY_BROKER_URL"])
+[app.send_task("some.task", task_id=f"{priority}", priority=priority) for priority in (6, 0, 3)]
+def take(connection):
+    channel = connection.channel()
+    app.amqp.queues["celery"](channel).consume(consumer_tag="one", callback=lambda message: None)
+    connection.transport.cycle.on_poll_start()
+    time.sleep(0.5)
+    records = [json.loads(value) for value in broker.hvals("unacked")]
+    print(json.dumps([[message["headers"]["id"], *place] for message, *place in records]))
+    print(broker.zcard("unacked_index"), sum(map(broker.llen, ["celery", "celery\\x06\\x163", "celery\\x06\\x166"])))
+with app.connection_for_read() as connection:
+    take(connection)
+    # As if this process had died now, long ago.
+    [broker.zadd("unacked_index", {tag: 1}) for tag in broker.hkeys("unacked")]
+    connection.default_channel.qos.restore_visible(interval=1)
+    print(broker.hlen("unacked"), broker.llen("celery"))
+"""
+# Sends tasks to the queue of each pool, and looks at the connections of each until all have run.
+COUNT_CONNECTIONS = """
+import json, os, sys, django, redis
+from collections import Counter
+from acme.celery import app
+django.setup()
+from django.db import connection
+number, queues = int(sys.argv[1]), sys.argv[2:]
+broker, most = redis.Redis.from_url(os.environ["CELERY_BROKER_URL"]), Counter()
+def look():
+    global most
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT application_name, count(*) FROM pg_stat_activity GROUP BY 1")
+        most |= Counter(dict(cursor.fetchall()))
+for _ in range(number):
+    [app.send_task("acme.trials.ask", queue=queue) for queue in queues]
+    look()
+while sum(map(broker.llen, queues)) + broker.hlen("unacked"):
+    look()
+print(json.dumps({queue: most[queue] for queue in queues}))
+"""
+
+
+@pytest.fixture(scope="module")
+def project(template_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with tasks for trials, and gevent for the pool of that name."""
+    project, programs = installed(template_repo, tmp_path_factory.mktemp("workers"), "3.13", use_flower=False)
+    run(project, needed("uv"), "pip", "install", "--python", programs / "python", "gevent")
+    run(project, programs / "python", "manage.py", "migrate", DEBUG="1")
+    (project / "acme/trials.py").write_text(TRIALS)
+    return project
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(project: Path) -> Iterator[None]:
+    """Whatever a test starts ends with it."""
+    yield
+    assert not left_in(project)
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[tuple[Program, str]]:
+    with redis_server(tmp_path) as server:
+        yield server
+
+
+def worker_command(project: Path, pool: str, queue: str = "celery") -> tuple[str | Path, ...]:
+    options = ("-P", pool, "-c", str(PLACES), "-Q", queue, "-n", f"{pool}@%h", "--include", "acme.trials")
+    return (project / ".venv/bin/celery", "-A", "acme", "worker", "-l", "info", *options)
+
+
+@contextmanager
+def worker(project: Path, folder: Path, url: str, pool: str, queue: str = "celery", **more: str) -> Iterator[Program]:
+    """Run a worker with signs of life in the folder."""
+    variables = {"ALIVE_DIRECTORY": str(folder), "CELERY_BROKER_URL": url, "DEBUG": "1"} | more
+    with started(project, folder / "worker.log", *worker_command(project, pool, queue), **variables) as program:
+        program.says(r" ready\.")
+        yield program
+
+
+def python(project: Path, script: str, *arguments: str, url: str, **variables: str) -> str:
+    program = project / ".venv/bin/python"
+    return run(project, program, "-c", script, *arguments, CELERY_BROKER_URL=url, DEBUG="1", **variables)
+
+
+def test_what_is_taken_from_redis_is_on_record_in_the_same_step(project, redis):
+    [records, counts, restored, *_] = python(project, TAKE, url=redis[1]).splitlines()
+    # The most urgent one, with where it goes back to; the other two still wait.
+    assert json.loads(records) == [["0", "", "celery"]]
+    assert counts == "1 2"
+    assert restored == "0 1"
+
+
+def test_a_task_of_a_killed_gevent_worker_comes_back(project, tmp_path, redis):
+    trace = tmp_path / "trace"
+
+    def runs() -> int:
+        return trace.read_text().count("run") if trace.exists() else 0
+
+    send = f"from acme.celery import app; app.send_task('acme.trials.hold', ({str(trace)!r},))"
+    with worker(project, tmp_path, redis[1], "gevent") as first:
+        python(project, send, url=redis[1])
+        assert wait_until(lambda: runs() == 1), first.text
+        first.process.kill()
+    with worker(project, tmp_path, redis[1], "gevent", VISIBILITY_SECONDS="1") as second:
+        assert wait_until(lambda: runs() == 2), second.text
+
+
+def test_a_redis_that_evicts_queues_is_refused(project, tmp_path, redis):
+    set_policy = "import os, redis; redis.Redis.from_url(os.environ['CELERY_BROKER_URL']).config_set"
+    python(project, f"{set_policy}('maxmemory-policy', 'allkeys-lru')", url=redis[1])
+    said = run(project, *worker_command(project, "prefork"), status=1, CELERY_BROKER_URL=redis[1], DEBUG="1")
+    assert "its maxmemory-policy is allkeys-lru. Set it to noeviction." in said
+
+
+def probe(project: Path, folder: Path) -> bool:
+    """Whether the probe of a container takes the worker for alive."""
+    command = [project / ".venv/bin/python", "-m", "apps.tasks.alive", "worker"]
+    return subprocess.run(command, cwd=project, env=environment(ALIVE_DIRECTORY=str(folder))).returncode == 0
+
+
+def goes_silent(project: Path, folder: Path) -> bool:
+    """Whether the worker of this folder gives no sign for two looks, after all it has given is made old."""
+    [file] = folder.glob("alive-*")
+    os.utime(file, (0, 0))
+    time.sleep(11)
+    return not probe(project, folder)
+
+
+def prove_that_a_hang_is_noticed(project: Path, folder: Path, broker: int, url: str, pools: Sequence[str]) -> None:
+    """Stop the process of the broker and let it go on; the probe of a worker of each pool tells one from the other."""
+    folders = [folder / pool for pool in pools]
+    with ExitStack() as stack:
+        for pool, own in zip(pools, folders, strict=True):
+            own.mkdir()
+            stack.enter_context(worker(project, own, url, pool))
+        for own in folders:
+            assert wait_until(lambda own=own: probe(project, own))
+        os.kill(broker, signal.SIGSTOP)
+        try:
+            for own in folders:
+                assert wait_until(lambda own=own: goes_silent(project, own))
+        finally:
+            os.kill(broker, signal.SIGCONT)
+        for own in folders:
+            assert wait_until(lambda own=own: probe(project, own))
+
+
+def test_the_probe_notices_when_redis_hangs(project, tmp_path, redis):
+    prove_that_a_hang_is_noticed(project, tmp_path, redis[0].process.pid, redis[1], POOLS)
+
+
+def test_the_probe_notices_when_rabbitmq_hangs(project, tmp_path):
+    with rabbitmq_server(tmp_path) as (_, url):
+        [server] = [each for each in psutil.process_iter(["name"]) if listens(each, urlsplit(url).port)]
+        prove_that_a_hang_is_noticed(project, tmp_path, server.pid, url, ("prefork", "gevent"))
+
+
+def listens(process: psutil.Process, port: int | None) -> bool:
+    """Whether the process takes connections at the port; RabbitMQ's own is a child of the script that starts it."""
+    with suppress(psutil.Error):
+        return any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in process.net_connections())
+    return False
+
+
+def test_workers_hold_no_more_database_connections_than_places(project, tmp_path, redis):
+    with postgresql_server() as database, ExitStack() as stack:
+        run(project, project / ".venv/bin/python", "manage.py", "migrate", DATABASE_URL=database, DEBUG="1")
+        for pool in POOLS:
+            (tmp_path / pool).mkdir()
+            named = f"{database}?application_name={pool}"
+            stack.enter_context(worker(project, tmp_path / pool, redis[1], pool, queue=pool, DATABASE_URL=named))
+        most = python(project, COUNT_CONNECTIONS, str(TASKS), *POOLS, url=redis[1], DATABASE_URL=database)
+        counts = json.loads(most.splitlines()[0])
+        # One that sees no connection at all has looked in the wrong place.
+        assert all(0 < counts[pool] <= PLACES + 1 for pool in POOLS), counts
