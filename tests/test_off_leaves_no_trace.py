@@ -59,7 +59,7 @@ def test_the_background_task_example_off_leaves_no_word(renderer):
 
 def test_the_ai_chat_off_leaves_no_word(renderer):
     off = [answers for answers in template.pair_cover() if not answers["use_ai_chat"]]
-    words = re.compile(r"\bchats?\b|chat_|pydantic|openai|\bnh3\b|markdown.it|\bai\b|_ai_", re.IGNORECASE)
+    words = re.compile(r"\bchats?\b|chat_|pydantic.ai|openai|\bnh3\b|markdown.it|\bai\b|_ai_", re.IGNORECASE)
     found = {trace for answers in off for trace in traces(renderer.project(answers), words)}
     assert not found, "\n".join(sorted(found))
 

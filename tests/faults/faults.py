@@ -80,8 +80,8 @@ def no_fault(stage: Stage) -> Outcome:
 
 @fault("kill -9 of a pool child, 3 times", brokers=BROKERS)
 def killed_child(stage: Stage) -> Outcome:
-    stage.start_worker()
     stage.send()
+    stage.start_worker()
     for done in (20, 60, 100):
         stage.until_done(done)
         stage.until(stage.busy, "a child is at work")
@@ -92,8 +92,8 @@ def killed_child(stage: Stage) -> Outcome:
 
 @fault("kill -9 of the worker", brokers=BROKERS, pools=POOLS)
 def killed_worker(stage: Stage) -> Outcome:
-    worker = stage.start_worker()
     stage.send()
+    worker = stage.start_worker()
     stage.until_done(40)
     stage.until(stage.busy, "the worker is at work")
     stage.fault()
@@ -263,20 +263,27 @@ def cleared_cache(stage: Stage) -> Outcome:
     return stage.finish()
 
 
-@fault("Redis out of memory")
+@fault(
+    "Redis out of memory",
+    CELERY_BROKER_TRANSPORT_OPTIONS={"visibility_timeout": 25},
+    CELERY_TASK_TIME_LIMIT=20,
+    CELERY_TASK_SOFT_TIME_LIMIT=18,
+)
 def full_redis(stage: Stage) -> Outcome:
     stage.start_worker()
-    stage.broker.ask("CONFIG", "SET", "maxmemory", "4mb")
+    stage.send(SLOTS, seconds=12)
+    stage.until(lambda: len(stage.busy()) == SLOTS, "every slot is taken")
+    stage.broker.ask("CONFIG", "SET", "maxmemory", "8mb")
     stage.fault()
-    stage.send(padding=100_000)
+    stage.send(TASKS - SLOTS, first=SLOTS, padding=100_000)
     return stage.finish()
 
 
 @fault("FLUSHALL, durable tasks", DURABLE_TASK_RESEND_SECONDS=15)
 def lost_data(stage: Stage) -> Outcome:
+    stage.send(task="work_durably")
     stage.start_worker()
     stage.start_beat()
-    stage.send(task="work_durably")
     stage.until_done(40)
     stage.fault()
     stage.broker.ask("FLUSHALL")

@@ -116,6 +116,7 @@ class Stage:
         self.worker = self.celery(name, "worker", "-l", "info", "-P", self.pool, "-c", str(slots), "-n", node)
         if ready:
             self.until(lambda: " ready." in self.worker.program.text, "the worker is ready")
+            self.ready_at = time.time()
         return self.worker
 
     def start_beat(self) -> Service:
@@ -198,7 +199,7 @@ class Stage:
     def failed(self) -> set[int]:
         """Return the tasks that the project keeps as failed."""
         with closing(sqlite3.connect(self.folder / "db.sqlite3")) as database, suppress(sqlite3.OperationalError):
-            rows = database.execute("SELECT args FROM tasks_failedtask").fetchall()
+            rows = database.execute("SELECT args FROM tasks_failedtask WHERE name LIKE 'probe.%'").fetchall()
             return {int(re.search(r"\d+", arguments)[0]) for (arguments,) in rows}
         # Without such a table nothing is kept.
         return set()

@@ -95,7 +95,10 @@ def redis_problems(info: dict[str, Any]) -> tuple[list[str], list[str]]:
 
 
 class Upkeep(StartStopStep):
-    """A look at the connection every few seconds: the worker says that it is alive if tasks can come."""
+    """A look at the connection every few seconds: the worker says that it is alive if tasks can come.
+
+    On the pool solo, which runs tasks in the loop that takes them, it says nothing while one runs.
+    """
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -122,7 +125,7 @@ class Upkeep(StartStopStep):
 
 
 def _look(consumer: Consumer) -> None:
-    if not consumer.task_consumer:
+    if not (consumer.task_consumer and consumer.task_consumer.queues):
         return
     if takes_tasks(consumer):
         alive.touch("worker")
