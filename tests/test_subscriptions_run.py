@@ -1,7 +1,8 @@
 """Seats reach Stripe through a real broker and a real worker: once, in spite of errors, and right after a race.
 
-And without Celery a team is joined in a browser, and its payment arrives by a signed event. The Stripe is the project's
-own fake, which speaks HTTP to the real SDK inside the project's processes.
+Of two answers the later one counts, whichever comes first. And without Celery a team is joined in a browser, and its
+payment arrives by a signed event. The Stripe is the project's own fake, which speaks HTTP to the real SDK inside the
+project's processes.
 """
 
 import hashlib
@@ -13,7 +14,8 @@ import sqlite3
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,16 +25,20 @@ import pytest
 from tests.browser import free_port
 from tests.chromium import chromium_page, has_sideways_scrolling, sign_in
 from tests.dev_support import left_in, wait_until
-from tests.processes import installed, load_module, needed, postgresql_server, redis_server, run, started
+from tests.processes import Program, installed, load_module, needed, postgresql_server, redis_server, run, started
 
 pytestmark = pytest.mark.run
 
+PASSWORD = "correct horse battery"
+OWNER, JANE = "owner@example.com", "jane@example.com"
 # A team whose owner pays for one seat.
-BEGIN = """
+BEGIN = f"""
 from apps.subscriptions.billing import refetch
+from apps.subscriptions.models import Plan
 from apps.teams.models import create_team
 from apps.users.models import User
-team = create_team("Rockets", User.objects.create_user("owner@example.com"))
+Plan.objects.create(name="Orbit", price_id="price_1")
+team = create_team("Rockets", User.objects.create_user("{OWNER}", "{PASSWORD}"))
 assert team.pk == 1 and refetch("sub_1").quantity == 1
 """
 JOIN = """
@@ -49,8 +55,15 @@ from apps.subscriptions.seats import sync_all
 Membership.objects.bulk_create([Membership(team_id=1, user=User.objects.create(email="bulk@example.com"))])
 sync_all()
 """
-PASSWORD = "correct horse battery"
-OWNER, JANE = "owner@example.com", "jane@example.com"
+SECOND_TEAM = """
+from apps.teams.models import create_team
+from apps.users.models import User
+assert create_team("Zeppelins", User.objects.first()).pk == 2
+"""
+REFETCH_SECOND = """
+from apps.subscriptions.billing import refetch
+print("It is", refetch("sub_2").status)
+"""
 ADD_USERS = f"""
 from apps.users.models import User
 for email in ("{OWNER}", "{JANE}"):
@@ -59,16 +72,17 @@ for email in ("{OWNER}", "{JANE}"):
 
 
 class Running(NamedTuple):
-    """A project at work: its Stripe, a function that runs Python in it, its folder, and the URL of its PostgreSQL."""
+    """A project at work: its Stripe, functions that run Python and its site in it, its folder, and its PostgreSQL."""
 
     stripe: Any
     shell: Any
+    site: Any
     project: Path
     database: str | None
 
     def quantity(self) -> int:
         """How many seats the project believes that Stripe knows."""
-        query = "SELECT quantity FROM subscriptions_subscription"
+        query = "SELECT quantity FROM subscriptions_subscription WHERE team_id = 1"
         if self.database:
             return int(run(self.project, needed("psql"), self.database, "-tAc", query))
         with closing(sqlite3.connect(self.project / "db.sqlite3")) as database:
@@ -123,8 +137,18 @@ def at_work(
         worker = (programs / "celery", "-A", "acme", "worker", "-l", "info", "-c", "4", "-P", request.param)
         with started(project, folder / "worker.log", *worker, **variables) as program:
             program.says("ready")
-            yield Running(stripe, shell, project, database)
+            yield Running(stripe, shell, partial(serving, project, programs, folder, **variables), project, database)
     assert not left_in(folder)
+
+
+@contextmanager
+def serving(project: Path, programs: Path, folder: Path, **variables: str) -> Iterator[tuple[str, Program]]:
+    """Run the web server of a project; yields its address and the program, which prints e-mails."""
+    port = str(free_port())
+    command = (programs / "python", "manage.py", "runserver", "--noreload", port)
+    with started(project, folder / "web.log", *command, PYTHONUNBUFFERED="1", **variables) as web:
+        web.says("Quit the server")
+        yield f"http://127.0.0.1:{port}", web
 
 
 @pytest.fixture
@@ -167,6 +191,32 @@ def test_seats_without_a_signal_are_found_by_the_schedule(acme):
     assert acme.told() == [seats]
 
 
+def test_an_answer_that_was_overtaken_does_not_count(acme):
+    acme.shell(SECOND_TEAM)
+    acme.stripe.subscribe(2, number=2, status="incomplete")
+    # Longer than the other process takes from its start to its end.
+    acme.stripe.delay_seconds = 8
+    with ThreadPoolExecutor() as pool:
+        slow = pool.submit(acme.shell, REFETCH_SECOND)
+        assert wait_until(lambda: acme.stripe.calls)
+        acme.stripe.delay_seconds = 0
+        acme.stripe.subscribe(2, number=2)
+        assert "It is active" in acme.shell(REFETCH_SECOND)
+        assert "It is active" in slow.result()
+
+
+def test_an_owner_sees_the_paid_seats_follow_the_members(acme):
+    seats = acme.quantity() + 1
+    with acme.site() as (address, _), chromium_page() as page:
+        sign_in(page, address, OWNER, PASSWORD, "/teams/1/subscription/")
+        paid = page.locator("dl.facts div", has_text="Paid seats").locator("dd")
+        assert paid.inner_text().strip() == str(seats - 1)
+        acme.shell(ONE_AFTER_THE_OTHER % (30, 31))
+        assert acme.is_at(seats)
+        page.reload()
+        assert paid.inner_text().strip() == str(seats)
+
+
 # Without Celery -------------------------------------------------------------
 
 
@@ -175,15 +225,13 @@ def site(template_repo: Path, tmp_path: Path) -> Iterator[tuple[str, Any, Any]]:
     """The address of a project without Celery, its Stripe, and its web server, which prints e-mails."""
     project, programs = installed(template_repo, tmp_path, "3.13", subscriptions="standard", use_celery=False)
     manage = (programs / "python", "manage.py")
-    port = str(free_port())
     with load_module("tests/subscriptions/fake_stripe.py").FakeStripe() as stripe:
         keys = {"STRIPE_API_URL": stripe.url, "STRIPE_SECRET_KEY": "sk_1", "STRIPE_WEBHOOK_SECRET": "whsec_1"}
-        variables = {"DEBUG": "1", "PYTHONUNBUFFERED": "1", **keys}
+        variables = {"DEBUG": "1", **keys}
         run(project, *manage, "migrate", **variables)
         run(project, *manage, "shell", "-c", ADD_USERS, **variables)
-        with started(project, tmp_path / "web.log", *manage, "runserver", "--noreload", port, **variables) as web:
-            web.says("Quit the server")
-            yield f"http://127.0.0.1:{port}", stripe, web
+        with serving(project, programs, tmp_path, **variables) as (address, web):
+            yield address, stripe, web
     assert not left_in(tmp_path)
 
 

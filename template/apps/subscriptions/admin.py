@@ -14,6 +14,14 @@ class PlanAdmin(admin.ModelAdmin):
     list_editable = ["position", "is_public"]
     readonly_fields = ["price", "interval"]
 
+    def get_readonly_fields(self, request: HttpRequest, obj: Plan | None = None) -> list[str]:
+        """Keep a price that teams pay: by it their plan is found. For another price, hide the plan and add one."""
+        return [*self.readonly_fields, *(["price_id"] if obj and _is_paid(obj) else [])]
+
+    def has_delete_permission(self, request: HttpRequest, obj: Plan | None = None) -> bool:
+        """Refuse while teams pay for it."""
+        return super().has_delete_permission(request, obj) and not (obj and _is_paid(obj))
+
     def save_model(self, request: HttpRequest, plan: Plan, form, change: bool) -> None:
         """Save the plan in any case; say so if its price could not be read."""
         if plan.amount is None or "price_id" in form.changed_data:
@@ -23,6 +31,9 @@ class PlanAdmin(admin.ModelAdmin):
             except stripe.StripeError as error:
                 reason = error.user_message or "Stripe does not answer, or STRIPE_SECRET_KEY is not set."
                 messages.warning(request, f"The price was not read; save the plan again later. {reason}")
+            else:
+                if not plan.interval:
+                    messages.warning(request, "Nobody can subscribe to this price, which is not recurring.")
         super().save_model(request, plan, form, change)
 
 
@@ -32,7 +43,7 @@ class SubscriptionAdmin(admin.ModelAdmin):
 
     list_display = ["team", "status", "quantity", "current_period_end", "stripe_id"]
     list_filter = ["status"]
-    search_fields = ["team__name", "stripe_id", "customer_id"]
+    search_fields = ["team__name", "stripe_id", "team__customer_id"]
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Refuse: subscriptions begin with a checkout."""
@@ -41,3 +52,11 @@ class SubscriptionAdmin(admin.ModelAdmin):
     def has_change_permission(self, request: HttpRequest, obj: Subscription | None = None) -> bool:
         """Refuse: Stripe would not learn of it."""
         return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Subscription | None = None) -> bool:
+        """Refuse until it has ended: Stripe would go on billing a team that nobody knows any more."""
+        return super().has_delete_permission(request, obj) and obj is not None and obj.has_ended
+
+
+def _is_paid(plan: Plan) -> bool:
+    return Subscription.objects.filter(price_id=plan.price_id).exclude(status__in=Subscription.ENDED_STATUSES).exists()

@@ -8,6 +8,8 @@ from typing import Any
 import stripe
 from django.conf import settings
 from django.db import transaction
+from django.db.models import Q, QuerySet
+from django.utils import timezone
 
 from apps.teams.models import Team
 
@@ -44,7 +46,8 @@ def read_price(plan: Plan) -> None:
     """Put into the plan, unsaved, what its price is in Stripe, where the amount of a price never changes."""
     price = client().v1.prices.retrieve(plan.price_id, {"expand": ["tiers"]}).to_dict()
     tiers = price.get("tiers") or [price]
-    amounts = [Decimal(str(tier["unit_amount_decimal"])) for tier in tiers if tier.get("unit_amount_decimal")]
+    # Zero is a price, too.
+    amounts = [Decimal(tier["unit_amount_decimal"]) for tier in tiers if tier.get("unit_amount_decimal") is not None]
     recurring = price.get("recurring") or {}
     count = recurring.get("interval_count", 1)
     plan.amount = min(amounts, default=None)
@@ -52,68 +55,110 @@ def read_price(plan: Plan) -> None:
     plan.interval = f"{count} {recurring['interval']}s" if count > 1 else recurring.get("interval", "")
 
 
+@transaction.atomic
 def checkout_url(team: Team, plan: Plan, email: str, done_url: str, back_url: str) -> str:
-    """Return the page of Stripe on which the team subscribes to the plan; Stripe adds the session to `done_url`."""
-    known = Subscription.objects.filter(team=team).first()
-    session = client().v1.checkout.sessions.create(
+    """Return the page of Stripe on which the team subscribes to the plan; Stripe adds the session to `done_url`.
+
+    An older page, in another tab or of another owner, ends with it: paid as well, it would be a second subscription.
+    """
+    team = _locked(team.pk)
+    api = client(retries=0).v1
+    if not team.customer_id:
+        # The same for each checkout, so that one portal shows all that the team pays for.
+        team.customer_id = api.customers.create({"email": email, "name": team.name}).id
+        team.save(update_fields=["customer_id"])
+    for older in api.checkout.sessions.list({"customer": team.customer_id, "status": "open"}).auto_paging_iter():
+        api.checkout.sessions.expire(older.id)
+    session = api.checkout.sessions.create(
         {
             "mode": "subscription",
             "line_items": [{"price": plan.price_id, "quantity": units_of(team)}],
             "client_reference_id": str(team.pk),
+            "customer": team.customer_id,
             "subscription_data": {"metadata": {"team": str(team.pk)}},
             "success_url": f"{done_url}?session={{CHECKOUT_SESSION_ID}}",
             "cancel_url": back_url,
-            # A team that comes back keeps its invoices.
-            **({"customer": known.customer_id} if known else {"customer_email": email}),
         }
     )
     return session.url
 
 
-def portal_url(subscription: Subscription, back_url: str) -> str:
+def portal_url(team: Team, back_url: str) -> str:
     """Return the page of Stripe on which the team changes its card or plan, reads invoices, or cancels."""
-    parameters = {"customer": subscription.customer_id, "return_url": back_url}
+    parameters = {"customer": team.customer_id, "return_url": back_url}
     return client().v1.billing_portal.sessions.create(parameters).url
 
 
-def finish_checkout(team: Team, session_id: str) -> Subscription | None:
-    """Return the team's subscription after its checkout, without waiting for the webhook; None if it is not paid."""
+def begun_by(team: Team, session_id: str) -> str | None:
+    """Return the id of the subscription that the team's checkout began; None if it began none, or is another team's."""
     session = client().v1.checkout.sessions.retrieve(session_id).to_dict()
-    if session.get("client_reference_id") != str(team.pk) or not session.get("subscription"):
-        return None
-    return refetch(session["subscription"])
+    return session.get("subscription") if session.get("client_reference_id") == str(team.pk) else None
 
 
 @transaction.atomic
 def refetch(stripe_id: str) -> Subscription | None:
-    """Write down what Stripe says about the subscription now, and return the row; None if it is no team's.
+    """Write down what Stripe says about the subscription now, and return its team's row; None if it is no team's.
+
+    The row may be about another subscription, if the team has two: then that one counts more.
 
     Events come late, twice and out of order. So none of them is believed: each is only a reason to ask.
     """
-    # Who asks later waits here and also writes later, so that an old answer never replaces a new one.
-    known = Subscription.objects.select_for_update().filter(stripe_id=stripe_id).first()
-    found = client(retries=0).v1.subscriptions.retrieve(stripe_id).to_dict()
-    team_id = known.team_id if known else (found.get("metadata") or {}).get("team", "")
-    team = Team.objects.select_for_update().filter(pk=team_id).first() if str(team_id).isdecimal() else None
+    known = Subscription.objects.filter(stripe_id=stripe_id).first()
+    team_id = known.team_id if known else (_ask(stripe_id).get("metadata") or {}).get("team", "")
+    team = _locked(int(team_id)) if str(team_id).isdecimal() else None
     if team is None:
         logger.info("%s is the subscription of no team", stripe_id)
         return None
-    fields = _fields(found)
-    other = Subscription.objects.filter(team=team).exclude(stripe_id=stripe_id).first()
-    if other and (other.is_active or fields["status"] not in Subscription.ACTIVE_STATUSES):
-        if fields["status"] in Subscription.ACTIVE_STATUSES:
-            logger.error("Team %s pays twice: cancel %s or %s", team.pk, other.stripe_id, stripe_id)
-        return other
-    return Subscription.objects.update_or_create(team=team, defaults=fields)[0]
+    # Asked with the locks held: who asks later also writes later, so an old answer never replaces a new one. The team's
+    # lock serves before there is a row, the row's keeps off who counts seats.
+    row = Subscription.objects.select_for_update().filter(team=team).first()
+    found = _ask(stripe_id)
+    if row and row.stripe_id != stripe_id:
+        if _weight(row.status) and _weight(found["status"]):
+            logger.error("Team %s has two subscriptions: cancel %s or %s", team.pk, row.stripe_id, stripe_id)
+        if _weight(found["status"]) <= _weight(row.status):
+            return row
+    elif not _weight(found["status"]):
+        found = max([found, *_others(found, team)], key=lambda one: _weight(one["status"]))
+    team.customer_id = found["customer"]
+    team.save(update_fields=["customer_id"])
+    return Subscription.objects.update_or_create(team=team, defaults=_fields(found))[0]
+
+
+def doubtful() -> QuerySet[Subscription]:
+    """Return the subscriptions of which an event seems lost: they should have been renewed, ended or paid by now."""
+    is_late = Q(current_period_end__lt=timezone.now()) | Q(status=Subscription.Status.INCOMPLETE)
+    return Subscription.objects.exclude(status__in=Subscription.ENDED_STATUSES).filter(is_late)
+
+
+def _locked(team_id: int) -> Team | None:
+    # No lock of its key: somebody who joins the team need not wait for Stripe.
+    return Team.objects.select_for_update(no_key=True).filter(pk=team_id).first()
+
+
+def _ask(stripe_id: str) -> dict[str, Any]:
+    return client(retries=0).v1.subscriptions.retrieve(stripe_id).to_dict()
+
+
+def _others(found: dict[str, Any], team: Team) -> list[dict[str, Any]]:
+    """Return what else the team has: of two subscriptions it may have ended the one that was known here."""
+    of_customer = client(retries=0).v1.subscriptions.list({"customer": found["customer"]}).to_dict()["data"]
+    return [one for one in of_customer if (one.get("metadata") or {}).get("team") == str(team.pk)]
+
+
+def _weight(status: str) -> int:
+    """Return 2 for what is active, 1 for what can still be paid or go on, 0 for what has ended."""
+    return (status in Subscription.ACTIVE_STATUSES) + (status not in Subscription.ENDED_STATUSES)
 
 
 def _fields(found: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a row for what Stripe says. Plans have one price, and so subscriptions one item."""
-    item = found["items"]["data"][0]
+    """Return the fields of a row for what Stripe says. Of several items, the one that is a plan's counts."""
+    items = found["items"]["data"]
+    plans = set(Plan.objects.values_list("price_id", flat=True))
+    item = next((item for item in items if item["price"]["id"] in plans), items[0])
     period_end = item.get("current_period_end")
     return {
         "stripe_id": found["id"],
-        "customer_id": found["customer"],
         "item_id": item["id"],
         "price_id": item["price"]["id"],
         "status": found["status"],

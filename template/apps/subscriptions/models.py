@@ -25,7 +25,8 @@ class Plan(models.Model):
     )
     position = models.PositiveSmallIntegerField(default=0, help_text="Plans with a low number stand first.")
     is_public = models.BooleanField(default=True, help_text="Hidden plans can be kept, but no longer be chosen.")
-    # The lowest price of a unit, in the smallest coin: Stripe allows fractions of it. Null until the price was read.
+    # The lowest price of a unit, in the smallest coin: Stripe allows fractions of it. Null until the price was read,
+    # and where it has no such amount.
     amount = models.DecimalField(max_digits=24, decimal_places=12, null=True, editable=False)
     currency = models.CharField(max_length=3, editable=False)
     interval = models.CharField(max_length=20, editable=False)
@@ -64,11 +65,12 @@ class Subscription(models.Model):
 
     # A payment that failed is tried again for some days; until Stripe gives up, the team keeps what it has.
     ACTIVE_STATUSES = (Status.ACTIVE, Status.PAST_DUE, Status.TRIALING)
+    # What is neither active nor ended can still be paid, or go on, at Stripe.
+    ENDED_STATUSES = (Status.CANCELED, Status.INCOMPLETE_EXPIRED)
 
     # A team that pays cannot be deleted: nobody would be left to end the payments.
     team = models.OneToOneField(Team, models.PROTECT, related_name="subscription")
     stripe_id = models.CharField(max_length=255, unique=True)
-    customer_id = models.CharField(max_length=255)
     item_id = models.CharField(max_length=255)
     price_id = models.CharField(max_length=255)
     status = models.CharField(max_length=20, choices=Status)
@@ -84,6 +86,11 @@ class Subscription(models.Model):
     def is_active(self) -> bool:
         """Whether the team may use what it pays for."""
         return self.status in self.ACTIVE_STATUSES
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing comes of it any more, so that the team may subscribe again."""
+        return self.status in self.ENDED_STATUSES
 
     @property
     def plan(self) -> Plan | None:

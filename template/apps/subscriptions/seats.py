@@ -3,7 +3,11 @@
 A change of seats sends a task when it is committed. The task counts then, not when it was sent, and it says a number,
 not a difference: so it may come twice, late, or in another order, and one task that succeeds makes good for all before
 it. What sends no task (`bulk_create`, a broker that was away) is found by `sync_all`, on a schedule.
+
+Only prices of plans are counted. Any other was agreed upon in Stripe, maybe for the whole team.
 """
+
+import logging
 
 from celery import shared_task
 from django.conf import settings
@@ -14,8 +18,11 @@ from django.db.models.signals import post_delete, post_save
 from apps.tasks.sending import RetryingTask, send
 from apps.teams.models import Membership
 
-from .billing import TRANSIENT_ERRORS, client, is_configured
-from .models import Subscription
+from .billing import TRANSIENT_ERRORS, client, doubtful, is_configured
+from .models import Plan, Subscription
+from .tasks import refetch_subscription
+
+logger = logging.getLogger(__name__)
 
 
 @transaction.atomic
@@ -27,10 +34,12 @@ def sync(team_id: int) -> bool:
     # Locked while Stripe is asked: of two tasks at once, the later one counts when the earlier one is done. So the
     # call is not repeated in here; whoever sends it tries again, without the lock.
     subscription = Subscription.objects.select_for_update().filter(team_id=team_id).first()
-    if subscription is None or not subscription.is_active:
+    if subscription is None or not subscription.is_active or subscription.plan is None:
         return False
     seats = subscription.team.seats
-    if seats == subscription.quantity or seats == 0:
+    if seats == 0:
+        logger.error("Nobody is left in team %s, which still pays: cancel %s", team_id, subscription.stripe_id)
+    if seats in (0, subscription.quantity):
         return False
     # No idempotency key: 5, 6 and 5 seats again would be answered with the first 5, and billed as 6.
     client(retries=0).v1.subscription_items.update(
@@ -42,9 +51,12 @@ def sync(team_id: int) -> bool:
 
 
 def out_of_step() -> QuerySet[Subscription]:
-    """Return the active subscriptions whose quantity is not the number of seats, each with `seats`."""
-    active = Subscription.objects.filter(status__in=Subscription.ACTIVE_STATUSES).select_related("team")
-    return active.annotate(seats=Count("team__memberships")).exclude(quantity=F("seats")).exclude(seats=0)
+    """Return the active subscriptions to a plan whose quantity is not the number of seats, each with `seats`."""
+    active = Subscription.objects.filter(
+        status__in=Subscription.ACTIVE_STATUSES, price_id__in=Plan.objects.values("price_id")
+    )
+    seats = Count("team__memberships")
+    return active.select_related("team").annotate(seats=seats).exclude(quantity=F("seats"))
 
 
 @shared_task(base=RetryingTask, autoretry_for=TRANSIENT_ERRORS)
@@ -56,9 +68,11 @@ def sync_team(team_id: int) -> None:
 
 @shared_task
 def sync_all() -> None:
-    """Send a task for each subscription that is out of step, so that one that fails stops no other."""
+    """Send a task for each subscription that is out of step or in doubt, so that one that fails stops no other."""
     for subscription in out_of_step():
         send(sync_team, subscription.team_id)
+    for subscription in doubtful() if is_configured() else ():
+        send(refetch_subscription, subscription.stripe_id)
 
 
 def watch() -> None:
@@ -78,8 +92,12 @@ def _seat_deleted(instance: Membership, **kwargs: object) -> None:
 
 
 def _seats_changed(membership: Membership) -> None:
-    if Subscription.objects.filter(team_id=membership.team_id).exists():
-        send(sync_team, membership.team_id)
+    def tell() -> None:
+        if Subscription.objects.filter(team_id=membership.team_id).exists():
+            send(sync_team, membership.team_id)
+
+    # Asked after the commit: the subscription may be written down at the same moment, by who does not see the seat.
+    transaction.on_commit(tell)
 
 
 def _subscription_saved(instance: Subscription, raw: bool, **kwargs: object) -> None:

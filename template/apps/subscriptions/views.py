@@ -42,8 +42,8 @@ def checkout(request: HttpRequest, team_id: int, plan_id: int) -> HttpResponse:
     """Send an owner to Stripe to subscribe to the plan."""
     me = as_owner(request, team_id)
     plan = get_object_or_404(Plan, pk=plan_id, is_public=True)
-    if Subscription.objects.filter(team=me.team, status__in=Subscription.ACTIVE_STATUSES).exists():
-        messages.info(request, "The team is subscribed already.")
+    if Subscription.objects.filter(team=me.team).exclude(status__in=Subscription.ENDED_STATUSES).exists():
+        messages.info(request, "The team has a subscription already.")
         return redirect("subscriptions:team", team_id)
     done_url = request.build_absolute_uri(reverse("subscriptions:done", args=[team_id]))
     back_url = request.build_absolute_uri(reverse("subscriptions:team", args=[team_id]))
@@ -56,9 +56,9 @@ def checkout(request: HttpRequest, team_id: int, plan_id: int) -> HttpResponse:
 def portal(request: HttpRequest, team_id: int) -> HttpResponse:
     """Send an owner to Stripe to change the card or the plan, read invoices, or cancel."""
     me = as_owner(request, team_id)
-    subscription = get_object_or_404(Subscription, team=me.team)
+    get_object_or_404(Subscription, team=me.team)
     back_url = request.build_absolute_uri(reverse("subscriptions:team", args=[team_id]))
-    return _to_stripe(request, team_id, lambda: billing.portal_url(subscription, back_url))
+    return _to_stripe(request, team_id, lambda: billing.portal_url(me.team, back_url))
 
 
 @require_safe
@@ -66,14 +66,17 @@ def done(request: HttpRequest, team_id: int) -> HttpResponse:
     """Welcome an owner back from the checkout. The webhook tells the same, but may be late, or not reach a laptop."""
     me = as_owner(request, team_id)
     try:
-        subscription = billing.finish_checkout(me.team, request.GET.get("session", ""))
+        stripe_id = billing.begun_by(me.team, request.GET.get("session", ""))
+        subscription = billing.refetch(stripe_id) if stripe_id else None
     except (stripe.StripeError, ValueError):
         logger.exception("The checkout of team %s was not looked up", team_id)
         subscription = None
-    if subscription and subscription.is_active:
-        messages.success(request, "Thank you. The subscription has begun.")
-    else:
+    if not subscription or not subscription.is_active:
         messages.info(request, "Stripe has not confirmed the subscription yet. Look again in a minute.")
+    elif subscription.stripe_id != stripe_id:
+        messages.error(request, "The team had a subscription already and now pays twice. Cancel one of the two.")
+    else:
+        messages.success(request, "Thank you. The subscription has begun.")
     return redirect("subscriptions:team", team_id)
 
 

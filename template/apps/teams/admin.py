@@ -1,4 +1,6 @@
 from django.contrib import admin
+from django.db.models import Count, QuerySet
+from django.http import HttpRequest
 
 from .models import Invitation, Membership, Team
 
@@ -18,6 +20,15 @@ class TeamAdmin(admin.ModelAdmin):
     inlines = [MembershipInline]
     list_display = ["name", "seats", "created_at"]
     search_fields = ["name", "members__email"]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Team]:
+        """Count the seats of all teams at once."""
+        return super().get_queryset(request).annotate(taken=Count("memberships", distinct=True))
+
+    @admin.display(ordering="taken")
+    def seats(self, team: Team) -> int:
+        """Return how many seats are taken."""
+        return team.taken
 
 
 @admin.register(Invitation)

@@ -3,9 +3,6 @@ from django.utils import timezone
 
 from .models import Invitation, Membership, Role, Team
 
-# A team cannot be used to send e-mails to half the world.
-MAX_OPEN_INVITATIONS = 50
-
 
 class TeamForm(forms.ModelForm):
     """The name of a team."""
@@ -40,12 +37,6 @@ class InvitationForm(forms.Form):
         if self.team.members.filter(email=email).exists():
             raise forms.ValidationError(f"{email} is in the team already.")
         return email
-
-    def clean(self) -> dict:
-        """Refuse an invitation too many."""
-        if self.team.invitations.count() >= MAX_OPEN_INVITATIONS:
-            raise forms.ValidationError("Too many invitations wait for an answer. Withdraw some of them first.")
-        return self.cleaned_data
 
     def save(self, invited_by) -> Invitation:
         """Return the invitation; a second one to the same address replaces the first."""

@@ -6,10 +6,15 @@ from django.conf import settings
 from django.core import signing
 from django.core.exceptions import ValidationError
 from django.db import models, transaction
+from django.db.models import F, QuerySet
+from django.db.models.signals import post_delete
+from django.dispatch import receiver
 from django.utils import timezone
 
 INVITATION_LIFETIME = timedelta(days=7)
 INVITATION_SALT = "apps.teams.invitation"
+# Nobody can use a team to send e-mails to half the world.
+INVITATIONS_PER_HOUR = 20
 
 
 class Role(models.TextChoices):
@@ -20,12 +25,17 @@ class Role(models.TextChoices):
     MEMBER = "member", "Member"
 
 
+MANAGERS = (Role.OWNER, Role.ADMIN)
+
+
 class Team(models.Model):
     """People who work together, and share a subscription."""
 
     name = models.CharField(max_length=80)
     members = models.ManyToManyField(settings.AUTH_USER_MODEL, through="Membership", related_name="teams")
     created_at = models.DateTimeField(default=timezone.now, editable=False)
+    # The team as Stripe knows it, from its first checkout on.
+    customer_id = models.CharField(max_length=255, blank=True, editable=False)
 
     class Meta:
         ordering = ["name", "pk"]
@@ -57,7 +67,7 @@ class Membership(models.Model):
     @property
     def manages(self) -> bool:
         """Whether this member may invite and remove others."""
-        return self.role in (Role.OWNER, Role.ADMIN)
+        return self.role in MANAGERS
 
     @property
     def owns(self) -> bool:
@@ -91,13 +101,43 @@ class Invitation(models.Model):
         return signing.dumps(self.pk, salt=INVITATION_SALT)
 
 
+class Allowance(models.Model):
+    """How many invitations a person has sent in the current hour, to whatever team; withdrawing them gains nothing."""
+
+    user = models.OneToOneField(settings.AUTH_USER_MODEL, models.CASCADE, primary_key=True, related_name="+")
+    hour_began_at = models.DateTimeField(default=timezone.now)
+    invitations = models.PositiveIntegerField(default=0)
+
+    def __str__(self) -> str:
+        return f"{self.invitations} invitations since {self.hour_began_at:%H:%M}"
+
+
+def use_allowance(user) -> None:
+    """Count an invitation of this hour; raise ValidationError when the user has sent enough."""
+    now = timezone.now()
+    Allowance.objects.get_or_create(user=user)
+    own = Allowance.objects.filter(user=user)
+    own.filter(hour_began_at__lte=now - timedelta(hours=1)).update(hour_began_at=now, invitations=0)
+    if not own.filter(invitations__lt=INVITATIONS_PER_HOUR).update(invitations=F("invitations") + 1):
+        raise ValidationError(f"You have invited {INVITATIONS_PER_HOUR} times within an hour. Try again later.")
+
+
+def open_invitations() -> QuerySet[Invitation]:
+    """Return what can be accepted: it is young enough, and who sent it still manages the team."""
+    return Invitation.objects.filter(
+        sent_at__gt=timezone.now() - INVITATION_LIFETIME,
+        team__memberships__user=F("invited_by"),
+        team__memberships__role__in=MANAGERS,
+    )
+
+
 def invitation_of(token: str) -> Invitation | None:
-    """Return the invitation that the token is for; None if it is forged, too old, accepted or withdrawn."""
+    """Return the invitation that the token is for; None if it is forged, accepted, withdrawn or not open any more."""
     try:
         pk = signing.loads(token, salt=INVITATION_SALT, max_age=INVITATION_LIFETIME)
     except signing.BadSignature:
         return None
-    return Invitation.objects.filter(pk=pk).select_related("team", "invited_by").first()
+    return open_invitations().filter(pk=pk).select_related("team", "invited_by").first()
 
 
 @transaction.atomic
@@ -125,15 +165,28 @@ def remove(membership: Membership) -> None:
 
 @transaction.atomic
 def change_role(membership: Membership, role: Role) -> None:
-    """Give the member another role; raise ValidationError for the last owner."""
+    """Give the member another role, if still there; raise ValidationError for the last owner."""
     if role != Role.OWNER:
         _keep_an_owner(membership)
-    membership.role = role
-    membership.save(update_fields=["role"])
+    Membership.objects.filter(pk=membership.pk).update(role=role)
 
 
 def _keep_an_owner(leaving: Membership) -> None:
-    # Two owners who leave at the same moment wait for each other here, and the second one stays.
-    team = Team.objects.select_for_update().get(pk=leaving.team_id)
-    if not team.memberships.filter(role=Role.OWNER).exclude(pk=leaving.pk).exists():
+    if _owners(leaving.team_id) == [leaving.pk]:
         raise ValidationError("A team needs an owner. Make somebody else one first.")
+
+
+@receiver(post_delete, sender=Membership)
+def replace_owner(instance: Membership, **kwargs: object) -> None:
+    """Give a team whose last owner was deleted another one, the oldest of its admins or else of its members."""
+    if not _owners(instance.team_id):
+        # "admin" stands before "member".
+        oldest = Membership.objects.filter(team=instance.team_id).order_by("role", "joined_at", "pk")[:1]
+        Membership.objects.filter(pk__in=oldest.values("pk")).update(role=Role.OWNER)
+
+
+def _owners(team_id: int) -> list[int]:
+    """Return the keys of the owners' memberships."""
+    # Two owners who leave at the same moment wait for each other here, and the second one stays.
+    Team.objects.select_for_update(no_key=True).filter(pk=team_id).first()
+    return list(Membership.objects.filter(team=team_id, role=Role.OWNER).values_list("pk", flat=True))

@@ -50,8 +50,11 @@ def invite(request: HttpRequest, team_id: int) -> HttpResponse:
     try:
         # In a transaction: an invitation whose e-mail cannot be sent is none.
         with transaction.atomic():
+            models.use_allowance(request.user)
             invitation = form.save(invited_by=request.user)
             _send(request, invitation)
+    except ValidationError as error:
+        messages.error(request, error.message)
     except OSError:
         logger.exception("The invitation was not sent")
         messages.error(request, "The e-mail could not be sent. Try again later.")
@@ -125,7 +128,7 @@ def _show_team(request: HttpRequest, me: Membership, form: InvitationForm | None
         "team": me.team,
         "members": members,
         "roles": Role.choices,
-        "invitations": me.team.invitations.all() if me.manages else [],
+        "invitations": models.open_invitations().filter(team=me.team) if me.manages else [],
         "form": form or InvitationForm(team=me.team),
     }
     return render(request, "teams/team.html", context, status=422 if form else 200)

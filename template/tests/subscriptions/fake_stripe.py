@@ -33,6 +33,8 @@ class FakeStripe:
         self.failures: deque[int] = deque()
         self.delay_seconds = 0.0
         self.objects: dict[str, dict[str, Any]] = {}
+        # The checkouts that can still be paid.
+        self.open_sessions: list[dict[str, Any]] = []
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"stripe": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
@@ -62,14 +64,37 @@ class FakeStripe:
         """Return the status and the object for a call."""
         if self.failures:
             return self.failures.popleft(), {"error": {"message": "No."}}
+        if call.path == "/v1/customers":
+            return 200, {"id": "cus_1"}
+        if call.path == "/v1/checkout/sessions":
+            return 200, self._checkout(call)
+        if call.path == "/v1/subscriptions":
+            return 200, self._list(self._not_canceled())
+        if call.path.endswith("/expire"):
+            self.open_sessions.clear()
+            return 200, {"status": "expired"}
         if call.path.endswith("/sessions"):
-            return 200, {"id": "cs_1", "url": "https://stripe.example/page"}
+            return 200, {"url": "https://stripe.example/page"}
         if call.path not in self.objects:
             return 404, {"error": {"type": "invalid_request_error", "message": f"No such {call.path}"}}
         found = self.objects[call.path]
         if "quantity" in call.form:
             found["quantity"] = int(call.form["quantity"])
         return 200, found
+
+    def _checkout(self, call: Call) -> dict[str, Any]:
+        """List the sessions that are open, or open one."""
+        if call.method == "GET":
+            return self._list(self.open_sessions)
+        self.open_sessions.append({"id": f"cs_{len(self.calls)}", "url": "https://stripe.example/page"})
+        return self.open_sessions[-1]
+
+    def _not_canceled(self) -> list[dict[str, Any]]:
+        found = (body for path, body in self.objects.items() if path.startswith("/v1/subscriptions/"))
+        return [body for body in found if body["status"] != "canceled"]
+
+    def _list(self, data: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"object": "list", "data": data, "has_more": False}
 
 
 class Handler(BaseHTTPRequestHandler):

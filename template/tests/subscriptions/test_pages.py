@@ -10,7 +10,7 @@ from django.urls import reverse
 from apps.subscriptions import billing
 from apps.subscriptions.models import Plan, Subscription
 from apps.subscriptions.units import UNIT
-from apps.teams.models import Membership, Role
+from apps.teams.models import Membership, Role, Team
 from apps.users.models import User
 
 UNCONFIGURED = "Billing is not configured"
@@ -63,8 +63,9 @@ def test_without_keys_nothing_crashes(subscribe, settings, as_owner, page):
 
 def test_an_owner_is_sent_to_the_checkout_of_the_plan(subscribe, stripe, team):
     assert subscribe().url == "https://stripe.example/page"
-    form = stripe.calls[0].form
-    assert form["line_items[0][price]"] == "price_1" and form["customer_email"] == "owner@example.com"
+    assert stripe.calls[0].form == {"email": "owner@example.com", "name": "Rockets"}
+    form = stripe.calls[-1].form
+    assert form["line_items[0][price]"] == "price_1" and form["customer"] == "cus_1"
     assert form["client_reference_id"] == form["subscription_data[metadata][team]"] == str(team.pk)
     assert form["success_url"].endswith("/subscription/done/?session={CHECKOUT_SESSION_ID}")
 
@@ -75,13 +76,30 @@ def test_a_team_that_comes_back_is_the_same_customer(subscribe, stripe, team):
     assert stripe.calls[-1].form["customer"] == "cus_1"
 
 
-def test_nobody_subscribes_twice(subscribe, stripe, team, page):
-    billing.refetch(stripe.subscribe(team.pk))
-    assert subscribe().url == page and len(stripe.calls) == 1
+@pytest.mark.parametrize("status", ["active", "incomplete", "past_due", "paused", "trialing", "unpaid"])
+def test_nobody_subscribes_before_the_last_subscription_has_ended(as_owner, subscribe, stripe, team, page, status):
+    billing.refetch(stripe.subscribe(team.pk, status=status))
+    stripe.calls.clear()
+    assert "Subscribe</button>" not in text(as_owner.get(page))
+    assert subscribe().url == page and not stripe.calls
+
+
+@pytest.mark.parametrize(("status", "is_told"), [("active", False), ("unpaid", True), ("canceled", False)])
+def test_what_can_still_be_paid_is_told(as_owner, stripe, team, page, status, is_told):
+    billing.refetch(stripe.subscribe(team.pk, status=status))
+    assert ("It is neither paid nor ended" in text(as_owner.get(page))) == is_told
+
+
+def test_of_two_checkouts_only_the_later_one_can_be_paid(subscribe, stripe):
+    subscribe()
+    [first] = stripe.open_sessions
+    subscribe()
+    [second] = stripe.open_sessions
+    assert first != second and [call.path for call in stripe.calls].count("/v1/customers") == 1
 
 
 def test_a_stripe_that_fails_is_told_on_the_page(subscribe, stripe, as_owner, page):
-    stripe.failures.extend([500, 500, 500])
+    stripe.failures.append(500)
     assert subscribe().url == page
     assert "Nothing was changed" in text(as_owner.get(page))
 
@@ -92,6 +110,15 @@ def test_back_from_the_checkout_the_subscription_is_there(as_owner, stripe, team
     as_owner.get(f"{page}done/", {"session": "cs_1"})
     assert Subscription.objects.get().is_active
     assert "The subscription has begun" in text(as_owner.get(page))
+
+
+def test_who_paid_a_second_subscription_is_not_thanked(as_owner, stripe, team, page):
+    billing.refetch(stripe.subscribe(team.pk))
+    session = {"id": "cs_2", "client_reference_id": str(team.pk), "subscription": stripe.subscribe(team.pk, number=2)}
+    stripe.objects["/v1/checkout/sessions/cs_2"] = session
+    as_owner.get(f"{page}done/", {"session": "cs_2"})
+    shown = text(as_owner.get(page))
+    assert "pays twice" in shown and "has begun" not in shown
 
 
 def test_the_checkout_of_another_team_gives_nothing(as_owner, stripe, team, page):
@@ -138,20 +165,51 @@ def test_a_choice_leads_to_sign_up_to_the_team_or_to_the_list(client, owner, tea
     assert f'class="button" href="{reverse("teams:list")}"' in text(client.get(pricing))
 
 
-@pytest.mark.parametrize("answers", [True, False])
-def test_a_plan_saved_in_the_admin_reads_its_price(client, db, stripe, answers):
+# The admin ------------------------------------------------------------------
+
+
+@pytest.fixture
+def as_boss(client, db):
     client.force_login(User.objects.create_superuser("boss@example.com"))
+    return client
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_plan_saved_in_the_admin_reads_its_price(as_boss, stripe, answers):
     if answers:
-        stripe.objects["/v1/prices/price_9"] = {"object": "price", "currency": "usd", "unit_amount_decimal": "900"}
+        price = {"object": "price", "currency": "usd", "unit_amount_decimal": "900", "recurring": {"interval": "month"}}
+        stripe.objects["/v1/prices/price_9"] = price
     form = {"name": "Moon", "price_id": "price_9", "position": 1, "is_public": "on"}
-    response = client.post(reverse("admin:subscriptions_plan_add"), form, follow=True)
+    response = as_boss.post(reverse("admin:subscriptions_plan_add"), form, follow=True)
     assert Plan.objects.get().price == ("USD 9" if answers else "")
     assert ("The price was not read" in text(response)) != answers
 
 
-def test_the_admin_shows_subscriptions_and_changes_none(client, stripe, team):
+def test_a_price_that_is_paid_once_is_told(as_boss, stripe):
+    stripe.objects["/v1/prices/price_9"] = {"object": "price", "currency": "usd", "unit_amount_decimal": "900"}
+    form = {"name": "Moon", "price_id": "price_9", "position": 1, "is_public": "on"}
+    assert "Nobody can subscribe" in text(as_boss.post(reverse("admin:subscriptions_plan_add"), form, follow=True))
+
+
+@pytest.mark.parametrize(("status", "is_kept"), [("active", True), ("canceled", False)])
+def test_a_price_that_teams_pay_stays_a_plans(as_boss, stripe, team, plan, status, is_kept):
+    billing.refetch(stripe.subscribe(team.pk, status=status))
+    page = text(as_boss.get(reverse("admin:subscriptions_plan_change", args=[plan.pk])))
+    assert ('name="price_id"' not in page) == is_kept
+    as_boss.post(reverse("admin:subscriptions_plan_delete", args=[plan.pk]), {"post": "yes"})
+    assert Plan.objects.exists() == is_kept
+
+
+def test_the_admin_shows_subscriptions_and_changes_none(as_boss, stripe, team):
     row = billing.refetch(stripe.subscribe(team.pk))
-    client.force_login(User.objects.create_superuser("boss@example.com"))
-    assert client.get(reverse("admin:subscriptions_subscription_changelist")).status_code == 200
+    assert as_boss.get(reverse("admin:subscriptions_subscription_changelist")).status_code == 200
     page = reverse("admin:subscriptions_subscription_change", args=[row.pk])
-    assert client.post(page, {"quantity": 9}).status_code == 403
+    assert as_boss.post(page, {"quantity": 9}).status_code == 403
+
+
+@pytest.mark.parametrize(("status", "teams"), [("active", 1), ("unpaid", 1), ("canceled", 0)])
+def test_a_team_is_deleted_after_its_subscription_and_that_after_its_end(as_boss, stripe, team, status, teams):
+    row = billing.refetch(stripe.subscribe(team.pk, status=status))
+    for name, pk in ("subscriptions_subscription", row.pk), ("teams_team", team.pk):
+        as_boss.post(reverse(f"admin:{name}_delete", args=[pk]), {"post": "yes"})
+    assert Team.objects.count() == Subscription.objects.count() == teams

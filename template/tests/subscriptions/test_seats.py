@@ -22,12 +22,12 @@ from apps.users.models import User
 def sent(monkeypatch):
     """The ids of the teams for which a task was sent, once the transaction is committed."""
     ids = []
-    monkeypatch.setattr(seats.sync_team, "apply_async", lambda args, kwargs: ids.append(args[0]))
+    monkeypatch.setattr("celery.Task.apply_async", lambda task, args, kwargs, **options: ids.append(args[0]))
     return ids
 
 
 @pytest.fixture
-def subscribed(stripe, team, sent):
+def subscribed(stripe, team, plan, sent):
     """A team with a subscription that is in step; the fake has forgotten how it came about."""
     billing.refetch(stripe.subscribe(team.pk))
     stripe.calls.clear()
@@ -81,13 +81,44 @@ def test_a_team_without_a_subscription_sends_nothing(team, sent, django_capture_
     assert sent == [] and not seats.sync(team.pk)
 
 
-@pytest.mark.parametrize(("status", "calls"), [("trialing", 1), ("past_due", 1), ("canceled", 0), ("unpaid", 0)])
-def test_what_is_paid_or_tried_is_synced(stripe, team, sent, status, calls):
+@pytest.mark.parametrize(
+    ("status", "calls"),
+    [
+        ("trialing", 1),
+        ("past_due", 1),
+        ("canceled", 0),
+        ("incomplete", 0),
+        ("paused", 0),
+        ("unpaid", 0),
+    ],
+)
+def test_what_is_paid_or_tried_is_synced(stripe, team, plan, sent, status, calls):
     billing.refetch(stripe.subscribe(team.pk, status=status))
     stripe.calls.clear()
     join(team)
     seats.sync(team.pk)
     assert len(stripe.calls) == calls
+
+
+def test_a_price_of_no_plan_is_left_alone(subscribed, stripe, plan):
+    join(subscribed)
+    plan.delete()
+    assert not seats.sync(subscribed.pk) and not seats.out_of_step().exists()
+    assert stripe.calls == []
+
+
+def test_a_team_that_nobody_is_left_in_is_reported(subscribed, stripe, owner, caplog):
+    owner.delete()
+    assert not seats.sync(subscribed.pk) and stripe.calls == []
+    assert "cancel sub_1" in caplog.text
+    assert "nobody is left; cancel sub_1" in sync_subscriptions()
+
+
+def test_who_joins_while_the_subscription_is_written_is_told(team, sent, django_capture_on_commit_callbacks):
+    with django_capture_on_commit_callbacks(execute=True):
+        join(team)
+        Subscription.objects.bulk_create([Subscription(team=team, quantity=1)])
+    assert sent == [team.pk]
 
 
 def test_who_joined_before_the_payment_is_counted(stripe, team, sent, django_capture_on_commit_callbacks):
@@ -122,6 +153,13 @@ def test_the_schedule_finds_what_sent_no_task(subscribed, sent, owner, django_ca
     assert sent == [subscribed.pk]
 
 
+def test_the_schedule_asks_for_what_was_not_heard_of(subscribed, sent, django_capture_on_commit_callbacks):
+    Subscription.objects.update(status="incomplete")
+    with django_capture_on_commit_callbacks(execute=True):
+        seats.sync_all()
+    assert sent == ["sub_1"]
+
+
 @pytest.fixture
 def two_out_of_step(subscribed, stripe, owner):
     """Two teams whose subscriptions have another quantity than seats; the first one has no item at Stripe."""
@@ -142,6 +180,15 @@ def test_by_hand_one_error_does_not_stop_the_others(two_out_of_step):
 
 def test_by_hand_one_team_can_be_named(two_out_of_step):
     assert sync_subscriptions("--team", str(two_out_of_step[1].pk)).endswith("Zeppelins: 1 -> 2 seats\n")
+
+
+def test_by_hand_a_team_without_a_subscription_is_an_error(stripe, db):
+    with pytest.raises(CommandError, match="no team 999"):
+        sync_subscriptions("--team", "999")
+
+
+def test_by_hand_nothing_to_do_is_told(subscribed):
+    assert "as many seats" in sync_subscriptions()
 
 
 def test_a_dry_run_tells_stripe_nothing(two_out_of_step, stripe, settings):

@@ -1,6 +1,7 @@
 """Teams are for their members: owners give roles, admins invite and remove, nobody else learns of them."""
 
 import re
+from datetime import timedelta
 from urllib.parse import quote
 
 import pytest
@@ -10,9 +11,10 @@ pytest.importorskip("stripe")
 from django.core import mail
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 
-from apps.teams import forms, models
-from apps.teams.models import Invitation, Membership, Role, create_team
+from apps.teams import models
+from apps.teams.models import Allowance, Invitation, Membership, Role, create_team
 from apps.users.models import User
 
 
@@ -162,10 +164,37 @@ def test_a_wrong_invitation_is_refused_with_a_sentence(sign_in, owner, team, ema
     assert not Invitation.objects.exists() and not mail.outbox
 
 
-def test_a_team_cannot_invite_half_the_world(sign_in, owner, team, monkeypatch):
-    monkeypatch.setattr(forms, "MAX_OPEN_INVITATIONS", 1)
+@pytest.mark.parametrize("email", ["a@example.com", "b@example.com"])
+def test_nobody_can_invite_half_the_world(sign_in, owner, team, monkeypatch, email):
+    monkeypatch.setattr(models, "INVITATIONS_PER_HOUR", 1)
     invite(sign_in(owner), team, "a@example.com")
-    assert "Too many invitations" in invite(sign_in(owner), team, "b@example.com").content.decode()
+    sign_in(owner).post(url("withdraw", team, Invitation.objects.get().pk))
+    other = create_team("Zeppelins", owner)
+    assert "1 times within an hour" in invite(sign_in(owner), other, email).content.decode()
+    assert len(mail.outbox) == 1 and not Invitation.objects.exists()
+
+
+def test_after_an_hour_one_may_invite_again(sign_in, owner, team, monkeypatch):
+    monkeypatch.setattr(models, "INVITATIONS_PER_HOUR", 1)
+    invite(sign_in(owner), team)
+    Allowance.objects.update(hour_began_at=timezone.now() - timedelta(hours=1))
+    invite(sign_in(owner), team)
+    assert len(mail.outbox) == 2
+
+
+def test_an_invitation_that_is_too_old_is_not_listed(sign_in, owner, team, link):
+    assert "Invited, not here yet" in sign_in(owner).get(url("team", team)).content.decode()
+    Invitation.objects.update(sent_at=timezone.now() - models.INVITATION_LIFETIME)
+    assert "Invited, not here yet" not in sign_in(owner).get(url("team", team)).content.decode()
+
+
+@pytest.mark.parametrize("end", [models.remove, lambda membership: models.change_role(membership, Role.MEMBER)])
+def test_who_manages_no_more_has_invited_nobody(sign_in, jane, team, join, end):
+    mine = join(Role.ADMIN)
+    invite(sign_in(jane), team, "jane.too@example.com", "admin")
+    end(mine)
+    link = re.search(r"http://testserver(\S+)", mail.outbox[0].body)[1]
+    assert sign_in(User.objects.create_user("jane.too@example.com")).post(link).status_code == 404
 
 
 # Roles ----------------------------------------------------------------------
@@ -209,6 +238,47 @@ def test_the_last_owner_stays(sign_in, owner, team, join, action, form):
     assert roles(team)["owner@example.com"] == Role.OWNER
 
 
+def test_a_role_for_who_has_left_meanwhile_changes_nothing(team, join):
+    mine = join()
+    Membership.objects.filter(pk=mine.pk).delete()
+    models.change_role(mine, Role.ADMIN)
+    assert roles(team) == {"owner@example.com": Role.OWNER}
+
+
+# Users who are deleted ------------------------------------------------------
+
+
+@pytest.fixture
+def tom(team, join):
+    """A member who came after Jane."""
+    join()
+    return Membership.objects.create(team=team, user=User.objects.create_user("tom@example.com"))
+
+
+@pytest.mark.parametrize(("role", "heir"), [(Role.MEMBER, "jane@example.com"), (Role.ADMIN, "tom@example.com")])
+def test_when_the_last_owner_is_deleted_the_oldest_admin_or_member_owns(owner, team, tom, role, heir):
+    models.change_role(tom, role)
+    owner.delete()
+    assert [email for email, role in roles(team).items() if role == Role.OWNER] == [heir]
+
+
+def test_when_one_of_two_owners_is_deleted_the_other_one_owns(owner, team, tom):
+    models.change_role(tom, Role.OWNER)
+    owner.delete()
+    assert roles(team) == {"jane@example.com": Role.MEMBER, "tom@example.com": Role.OWNER}
+
+
+def test_a_team_without_an_owner_can_be_left(team, tom):
+    team.memberships.update(role=Role.MEMBER)
+    models.remove(tom)
+    assert "tom@example.com" not in roles(team)
+
+
+def test_a_team_is_deleted_with_its_members(team, tom):
+    team.delete()
+    assert not Membership.objects.exists()
+
+
 # Strangers ------------------------------------------------------------------
 
 
@@ -248,7 +318,22 @@ def test_forms_without_their_token_are_refused(owner, doors):
     assert {client.post(address).status_code for method, address in doors if method == "post"} == {403}
 
 
+# The admin ------------------------------------------------------------------
+
+
+@pytest.fixture
+def as_boss(sign_in, db):
+    return sign_in(User.objects.create_superuser("boss@example.com"))
+
+
 @pytest.mark.parametrize("name", ["team", "invitation"])
-def test_the_admin_lists_them(sign_in, team, name):
-    boss = User.objects.create_superuser("boss@example.com")
-    assert sign_in(boss).get(reverse(f"admin:teams_{name}_changelist")).status_code == 200
+def test_the_admin_lists_them(as_boss, team, name):
+    assert as_boss.get(reverse(f"admin:teams_{name}_changelist")).status_code == 200
+
+
+def test_the_admin_counts_the_seats_of_all_teams_at_once(as_boss, owner, team, tom, django_assert_max_num_queries):
+    for name in range(20):
+        create_team(name, owner)
+    with django_assert_max_num_queries(8):
+        page = as_boss.get(reverse("admin:teams_team_changelist"), {"q": "example.com"}).content.decode()
+    assert '<td class="field-seats">3</td>' in page

@@ -48,7 +48,6 @@ class Migration(migrations.Migration):
             fields=[
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
                 ("stripe_id", models.CharField(max_length=255, unique=True)),
-                ("customer_id", models.CharField(max_length=255)),
                 ("item_id", models.CharField(max_length=255)),
                 ("price_id", models.CharField(max_length=255)),
                 (

@@ -2,6 +2,7 @@ import stripe
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from apps.subscriptions.billing import is_configured
+from apps.subscriptions.models import Subscription
 from apps.subscriptions.seats import out_of_step, sync
 
 
@@ -18,10 +19,17 @@ class Command(BaseCommand):
         """Sync one after the other; what fails is named, and does not stop the others."""
         if not is_configured() and not dry_run:
             raise CommandError("STRIPE_SECRET_KEY is not set.")
+        if team and not Subscription.objects.filter(team=team).exists():
+            raise CommandError(f"There is no team {team}, or it has no subscription.")
         found = list(out_of_step().filter(**({"team": team} if team else {})).order_by("team_id"))
+        if not found:
+            self.stdout.write("All subscriptions have as many seats as their teams.")
         failed = 0
         for subscription in found:
             line = f"{subscription.team_id} {subscription.team}: {subscription.quantity} -> {subscription.seats} seats"
+            if not subscription.seats:
+                self.stderr.write(self.style.ERROR(f"{line}: nobody is left; cancel {subscription.stripe_id}"))
+                continue
             try:
                 if not dry_run:
                     sync(subscription.team_id)
