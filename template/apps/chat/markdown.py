@@ -5,6 +5,8 @@ one tells its server what the address holds), only links to the web and to mailb
 only known tags through.
 """
 
+from importlib import import_module
+
 import nh3
 from django.utils.safestring import SafeString, mark_safe
 from markdown_it import MarkdownIt
@@ -12,6 +14,9 @@ from markdown_it import MarkdownIt
 TEXT_TAGS = {"a", "br", "code", "del", "em", "s", "strong"}
 BLOCK_TAGS = {"blockquote", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p", "pre", "ul"}
 TABLE_TAGS = {"table", "tbody", "td", "th", "thead", "tr"}
+
+# Short rows are filled up with empty cells: 65,536 of them, from a few thousand characters, would take seconds.
+import_module("markdown_it.rules_block.table").MAX_AUTOCOMPLETED_CELLS = 1000
 
 _markdown = (
     MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["strikethrough", "table"]).disable("image")

@@ -8,6 +8,7 @@ import logging
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import dropwhile
 from uuid import UUID, uuid4
 
 from django.conf import settings
@@ -85,13 +86,20 @@ def ask_again(reply: Message) -> None:
 
 
 def use_allowance(chat: Chat) -> None:
-    """Count one reply of this hour for the owner of the chat; raise Refused when there have been enough."""
+    """Count one reply of this hour for the owner of the chat; raise Refused when there have been enough.
+
+    Or when too many are being written: one person must not hold every worker.
+    """
     now = timezone.now()
     Allowance.objects.get_or_create(owner_id=chat.owner_id)
     own = Allowance.objects.filter(owner_id=chat.owner_id)
     own.filter(hour_began_at__lte=now - timedelta(hours=1)).update(hour_began_at=now, replies=0)
     if not own.filter(replies__lt=settings.CHAT_REPLIES_PER_HOUR).update(replies=F("replies") + 1):
         raise Refused(f"You have asked {settings.CHAT_REPLIES_PER_HOUR} times within an hour. Try again later.")
+    # What has been silent for longer is lost, and holds nobody up.
+    recent = Message.objects.filter(updated_at__gt=now - timedelta(seconds=settings.CHAT_REPLY_SECONDS))
+    if recent.filter(chat__owner=chat.owner_id, state__in=Message.ACTIVE).count() >= settings.CHAT_REPLIES_AT_ONCE:
+        raise Refused("Your other chats are still being answered. Wait for the end of a reply, or stop one.")
 
 
 def _busy() -> Refused:
@@ -167,10 +175,14 @@ async def _read_answer(draft: Draft) -> None:
 
 
 async def turns_before(draft: Draft) -> list[ai.Turn]:
-    """Return the end of the conversation before the reply, the question last; replies without a word are left out."""
+    """Return the end of the conversation before the reply, the question last; replies without a word are left out.
+
+    It begins with a question: some providers refuse a conversation that begins with a reply.
+    """
     before = Message.objects.filter(chat__messages=draft.reply_id, pk__lt=draft.reply_id).exclude(text="")
     latest = [message async for message in before.order_by("-pk")[: settings.CHAT_HISTORY_MESSAGES]]
-    return [ai.Turn(message.role == Message.Role.REPLY, message.text) for message in reversed(latest)]
+    turns = [ai.Turn(message.role == Message.Role.REPLY, message.text) for message in reversed(latest)]
+    return list(dropwhile(lambda turn: turn.is_reply, turns))
 
 
 def _failure(error: str) -> dict[str, str]:

@@ -1,4 +1,6 @@
-"""Replies by server-sent events: the connection of the page that waits for a reply is also what writes it.
+"""Replies by server-sent events: the first page that opens the stream of a reply has the web server write it.
+
+The writing does not depend on that page: who reloads it, or loses the connection, follows what is written meanwhile.
 
 https://developer.mozilla.org/en-US/docs/Web/API/Server-sent_events
 """
@@ -9,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 from asgiref.sync import sync_to_async
+from django.db import close_old_connections
 from django.http import Http404, HttpRequest, StreamingHttpResponse
 from django.template.loader import render_to_string
 from django.urls import path
@@ -27,6 +30,9 @@ FOLLOW_SECONDS = 0.5
 STILL_HERE_SECONDS = 15
 # No proxy may collect what is to be seen at once.
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+# The event loop forgets tasks that nobody holds.
+_writers: set[asyncio.Task[None]] = set()
 
 
 def begin(reply: Message) -> None:
@@ -50,7 +56,10 @@ async def _events(request: HttpRequest, reply_id: int) -> AsyncIterator[str]:
         async for text in texts:
             if text != shown:
                 shown, said_at = text, time.monotonic()
-                yield event("text", to_html(text))
+                # Not on the event loop, where everybody would wait, and no more than half of the time.
+                html = await asyncio.to_thread(to_html, text)
+                yield event("text", html)
+                await asyncio.sleep(time.monotonic() - said_at)
             elif time.monotonic() - said_at > STILL_HERE_SECONDS:
                 said_at = time.monotonic()
                 yield ": still here\n\n"
@@ -58,15 +67,21 @@ async def _events(request: HttpRequest, reply_id: int) -> AsyncIterator[str]:
 
 
 async def _written(draft: replies.Draft) -> AsyncIterator[str]:
-    """Write the reply, and yield its text now and then; when nobody listens any more, stop."""
-    writing = asyncio.create_task(replies.write(draft))
+    """Write the reply, and yield its text now and then; when nobody listens any more, it is written to its end."""
+    writing = asyncio.create_task(_write(draft))
+    _writers.add(writing)
+    writing.add_done_callback(_writers.discard)
+    while not writing.done():
+        await asyncio.wait([writing], timeout=SHOW_SECONDS)
+        yield draft.text
+
+
+async def _write(draft: replies.Draft) -> None:
+    """Write the reply, and do what Django does at the end of a request: that of the page may be over by now."""
     try:
-        while not writing.done():
-            await asyncio.wait([writing], timeout=SHOW_SECONDS)
-            yield draft.text
+        await replies.write(draft)
     finally:
-        writing.cancel()
-        await asyncio.gather(writing, return_exceptions=True)
+        await sync_to_async(close_old_connections)()
 
 
 async def _followed(reply_id: int) -> AsyncIterator[str]:

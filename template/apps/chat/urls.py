@@ -6,6 +6,7 @@ app_name = "chat"
 urlpatterns = [
     path("", views.index, name="index"),
     path("<uuid:chat_id>/", views.chat, name="chat"),
+    path("<uuid:chat_id>/before/<int:before>/", views.chat, name="earlier"),
     path("<uuid:chat_id>/delete/", views.delete, name="delete"),
     path("<uuid:chat_id>/name/", views.name, name="name"),
     path("<uuid:chat_id>/rename/", views.rename, name="rename"),

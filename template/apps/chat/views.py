@@ -1,12 +1,15 @@
 """The pages of chats. Whose chat it is not gets 404, as if it did not exist."""
 
+from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
+from django.core.paginator import Paginator
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
+from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 from django_htmx.http import HttpResponseClientRedirect, reswap, retarget
@@ -20,8 +23,13 @@ from .tasks import name_chat
 
 # A first message of one line and no more characters than this is the name of its chat.
 OWN_NAME_CHARACTERS = 40
-# As many chats as the list beside a chat shows.
+# After so long a chat that no task has named is named here: the task is lost, or no worker runs.
+LONGEST_NAMELESS = timedelta(minutes=1)
+# As many chats as the list beside a chat shows, and the page of all chats at once.
 RECENT_CHATS = 20
+SHOWN_CHATS = 40
+# As many messages as the page of a chat shows; a link fetches as many again.
+SHOWN_MESSAGES = 40
 
 
 # Chats ----------------------------------------------------------------------
@@ -37,7 +45,8 @@ def index(request: HttpRequest) -> HttpResponse:
             return redirect("chat:chat", start_chat(request, form.cleaned_data["text"]).pk)
         except replies.Refused as refusal:
             form.add_error("text", str(refusal))
-    context = {"chats": request.user.chats.all(), "form": form, "model": settings.DEFAULT_AI_MODEL}
+    chats = Paginator(request.user.chats.all(), SHOWN_CHATS).get_page(request.GET.get("page"))
+    context = {"chats": chats, "form": form, "model": settings.DEFAULT_AI_MODEL}
     return render(request, "chat/index.html", context, status=422 if form.is_bound else 200)
 
 
@@ -60,8 +69,8 @@ def own_name(text: str) -> str:
 
 @never_cache
 @require_http_methods(["GET", "HEAD", "POST"])
-def chat(request: HttpRequest, chat_id: str) -> HttpResponse:
-    """Show a chat; with a question, ask it and answer with what is new."""
+def chat(request: HttpRequest, chat_id: str, before: int | None = None) -> HttpResponse:
+    """Show a chat, or what was said before a message; with a question, ask it and answer with what is new."""
     shown = own_chat(request, chat_id)
     form = AskForm(request.POST or None)
     if form.is_valid():
@@ -75,7 +84,7 @@ def chat(request: HttpRequest, chat_id: str) -> HttpResponse:
     if request.htmx and form.is_bound:
         response = render(request, "chat/ask_form.html", {"chat": shown, "form": form}, status=422)
         return reswap(retarget(response, "#ask"), "outerHTML")
-    return show_chat(request, shown, form)
+    return show_chat(request, shown, form, before)
 
 
 def own_chat(request: HttpRequest, chat_id: str) -> Chat:
@@ -91,12 +100,16 @@ def show_asked(request: HttpRequest, shown: Chat, asked: tuple[Message, Message]
     return render(request, "chat/asked.html", context)
 
 
-def show_chat(request: HttpRequest, shown: Chat, form: AskForm) -> HttpResponse:
-    """Answer with the page of a chat."""
+def show_chat(request: HttpRequest, shown: Chat, form: AskForm, before: int | None) -> HttpResponse:
+    """Answer with the page of a chat, and on it the latest messages, or the latest before one of them."""
     replies.close_silent(chat=shown)
+    messages = shown.messages.filter(pk__lt=before) if before else shown.messages.all()
+    latest = list(messages.order_by("-pk")[: SHOWN_MESSAGES + 1])
     context = {
+        "before": before,
         "chat": shown,
-        "chat_messages": shown.messages.all(),
+        "chat_messages": latest[:SHOWN_MESSAGES][::-1],
+        "has_earlier": len(latest) > SHOWN_MESSAGES,
         "chats": request.user.chats.all()[:RECENT_CHATS],
         "form": form,
         "live_scripts": live.SCRIPTS,
@@ -111,6 +124,9 @@ def show_chat(request: HttpRequest, shown: Chat, form: AskForm) -> HttpResponse:
 def name(request: HttpRequest, chat_id: str) -> HttpResponse:
     """Answer with the name of a chat; the page asks until there is one."""
     named = own_chat(request, chat_id)
+    if not named.name and timezone.now() - named.asked_at > LONGEST_NAMELESS:
+        named.name = ai.first_words(named.messages.first().text)
+        named.save(update_fields=["name"])
     return render(request, "chat/named.html", {"chat": named}) if named.name else HttpResponse(status=204)
 
 

@@ -43,6 +43,15 @@ class JobQuerySet(models.QuerySet):
         forgotten = models.Q(state=State.QUEUED, updated_at__lt=now - LONGEST_WAIT)
         return self.filter(silent | forgotten)
 
+    def give_up(self) -> int:
+        """Close these jobs as failed, or as cancelled if that was asked for; return how many there were.
+
+        Only those that are still so when they are closed: one may have moved since somebody looked.
+        """
+        now = timezone.now()
+        cancelled = self.filter(cancel_requested=True).update(state=State.CANCELLED, updated_at=now)
+        return cancelled + self.update(state=State.FAILED, message=STALLED_MESSAGE, updated_at=now)
+
 
 class Job(models.Model):
     """Something that takes long, started by a user: here it counts seconds."""

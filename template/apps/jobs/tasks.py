@@ -5,7 +5,7 @@ import time
 
 from celery import shared_task
 
-from .models import FAILURE_MESSAGE, STALLED_MESSAGE, Job
+from .models import FAILURE_MESSAGE, Job
 
 STEP_SECONDS = 1.0
 
@@ -45,6 +45,5 @@ def work(job: Job) -> None:
 @shared_task
 def close_stalled_jobs() -> None:
     """Close the jobs of workers that died, and those that the queue has lost, so that people can retry them."""
-    for job in Job.objects.stalled():
-        if job.fail(STALLED_MESSAGE):
-            logger.warning("Job %s, attempt %s, was given up", job.pk, job.attempt)
+    if count := Job.objects.stalled().give_up():
+        logger.warning("%s jobs were given up: nothing was heard of them for too long", count)

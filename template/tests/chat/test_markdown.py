@@ -20,6 +20,11 @@ def test_markdown_is_shown(text, html):
     assert html in to_html(text)
 
 
+def test_a_short_text_is_no_huge_table():
+    table = "|a" * 500 + "\n" + "|-" * 500 + "\n" + "b\n" * 900
+    assert len(to_html(table)) < 100_000
+
+
 @pytest.mark.parametrize(
     "text",
     [

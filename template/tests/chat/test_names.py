@@ -1,11 +1,15 @@
 """A chat has a name: a short first message at once, else by a task, whatever becomes of the chat meanwhile."""
 
+from datetime import timedelta
+from unittest.mock import AsyncMock
+
 import pytest
 
 pytest.importorskip("celery")
 
 from celery import current_app
 from django.urls import reverse
+from django.utils import timezone
 from kombu.exceptions import OperationalError
 
 from apps.chat import ai, replies
@@ -99,6 +103,22 @@ def test_a_model_that_fails_again_and_again_leaves_the_first_words(unnamed, mode
     unnamed.refresh_from_db()
     assert unnamed.name == "Are trains in general longer than…"
     assert len(model.requests) == 3
+
+
+@pytest.mark.parametrize("error", [RuntimeError("secret"), OSError("no DNS")])
+def test_whatever_fails_there_is_a_name_in_the_end(unnamed, monkeypatch, error):
+    monkeypatch.setattr(ai, "name_for", AsyncMock(side_effect=error))
+    assert run(unnamed).successful()
+    unnamed.refresh_from_db()
+    assert unnamed.name == "Are trains in general longer than…"
+
+
+def test_without_a_worker_the_page_gets_a_name_after_a_minute(page, unnamed):
+    url = reverse("chat:name", args=[unnamed.pk])
+    assert page.get(url).status_code == 204
+    Chat.objects.update(asked_at=timezone.now() - timedelta(minutes=2))
+    html = page.get(url).content.decode()
+    assert "Are trains in general longer than…" in html and "hx-get" not in html
 
 
 def test_the_task_is_registered_under_its_name():

@@ -1,5 +1,7 @@
 """The pages of chats: only one's own, and every step works with htmx and without."""
 
+import re
+
 import pytest
 
 pytest.importorskip("celery")
@@ -89,6 +91,22 @@ def test_a_question_that_is_refused_stays_in_the_form(ask, reply):
     response = ask("And planes?")
     assert response.status_code == 422
     assert "still being answered" in response.content.decode() and "And planes?" in response.content.decode()
+
+
+def test_a_long_chat_is_shown_from_its_end_and_the_rest_on_demand(page, chat):
+    Message.objects.bulk_create(Message(chat=chat, role="question", text=f"Number {i}.") for i in range(60))
+    html = page.get(reverse("chat:chat", args=[chat.pk])).content.decode()
+    assert html.count("<article") == 40 and "Number 20." in html and "Number 59." in html
+    earlier = re.search(r'hx-get="(.*?/before/.*?)"', html)[1]
+    html = page.get(earlier).content.decode()
+    assert html.count("<article") == 20 and "Number 19." in html and "/before/" not in html and "<textarea" not in html
+
+
+def test_many_chats_take_more_than_one_page(page, user):
+    Chat.objects.bulk_create(Chat(owner=user, name=f"Number {i}.") for i in range(50))
+    first, second = (page.get(reverse("chat:index"), {"page": number}).content.decode() for number in (1, 2))
+    assert (first.count("<time"), second.count("<time")) == (40, 10)
+    assert "?page=2" in first and "?page=1" in second
 
 
 def test_stop_shows_what_there_is_and_a_way_to_go_on(page, reply):

@@ -119,13 +119,13 @@ def test_a_writer_that_has_died_leaves_a_reply_to_retry(chat, reply, end):
     assert end() == ("failed", "", replies.SILENT)
 
 
-def test_the_model_gets_the_end_of_the_conversation_and_no_empty_reply(chat, settings):
-    settings.CHAT_HISTORY_MESSAGES = 3
-    for role, text in [("question", "1"), ("reply", "2"), ("question", "3"), ("reply", "")]:
+def test_the_model_gets_the_end_of_the_conversation_from_a_question_on_and_no_empty_reply(chat, settings):
+    settings.CHAT_HISTORY_MESSAGES = 4
+    for role, text in [("question", "1"), ("reply", "2"), ("question", "3"), ("reply", ""), ("question", "4")]:
         chat.messages.create(role=role, text=text)
     reply = replies.ask(chat, "5")[1]
     turns = async_to_sync(replies.turns_before)(replies.Draft(reply.pk, None))
-    assert turns == [ai.Turn(True, "2"), ai.Turn(False, "3"), ai.Turn(False, "5")]
+    assert turns == [ai.Turn(False, "3"), ai.Turn(False, "4"), ai.Turn(False, "5")]
 
 
 # Allowance ------------------------------------------------------------------
@@ -164,6 +164,18 @@ def test_a_question_that_is_refused_costs_nothing(two_an_hour, chat, reply, user
         with pytest.raises(replies.Refused, match="still being answered"):
             replies.ask(chat, "And planes?")
     assert user.allowance.replies == 1
+
+
+def test_so_many_replies_at_once_and_lost_ones_hold_nobody_up(settings, user, other):
+    settings.CHAT_REPLIES_AT_ONCE = 2
+    first, *_, third = chats = [Chat.objects.create(owner=user) for _ in range(3)]
+    for chat in chats[:2]:
+        replies.ask(chat, "Why?")
+    with pytest.raises(replies.Refused, match="other chats are still being answered"):
+        replies.ask(third, "Why?")
+    replies.ask(Chat.objects.create(owner=other), "Why?")
+    first.messages.update(updated_at=timezone.now() - timedelta(seconds=settings.CHAT_REPLY_SECONDS))
+    replies.ask(third, "Why?")
 
 
 def test_the_next_hour_begins_anew_and_others_have_their_own(two_an_hour, chat, user, other):

@@ -1,6 +1,7 @@
-"""Under ASGI the connection of the page writes the reply: once, however often it is opened, and while it is open."""
+"""Under ASGI the web server writes the reply that a page opens: once, however often it is opened, and to its end."""
 
 import asyncio
+import threading
 from contextlib import aclosing
 
 import pytest
@@ -11,7 +12,7 @@ from asgiref.sync import async_to_sync
 from celery import current_app
 from django.urls import reverse
 
-from apps.chat import replies, streaming
+from apps.chat import streaming
 from apps.chat.models import Message
 
 
@@ -70,20 +71,31 @@ def test_two_streams_at_once_ask_the_model_once_and_show_the_same(stream, model)
     assert "<strong>long</strong>" in first[-1] and "<strong>long</strong>" in second[-1]
 
 
-def test_a_connection_that_drops_keeps_the_text_and_leaves_a_reply_to_retry(stream, answers, reply, end):
-    answers("Some ", None)
+def test_a_reply_goes_on_when_its_page_is_reloaded(stream, model, end):
+    model.seconds_per_word = 0.1
 
     @async_to_sync
-    async def drop():
-        await stream(until="Some")
-        # The stream's own end is left to the event loop.
-        for _ in range(200):
-            if await Message.objects.filter(pk=reply.pk).exclude(state="writing").aexists():
-                return
-            await asyncio.sleep(0.01)
+    async def reload():
+        await stream(until="Trains")
+        return await stream()
 
-    drop()
-    assert end() == ("stopped", "Some ", replies.CUT_OFF)
+    assert "<strong>long</strong>" in reload()[-1]
+    assert end() == ("done", "Trains are **long**.", "") and model.replies_begun == 1
+
+
+def test_markdown_that_takes_long_holds_nobody_up(stream, answers, monkeypatch):
+    others_go_on = threading.Event()
+    monkeypatch.setattr(streaming, "to_html", lambda text: str(others_go_on.wait(10)))
+    answers("Some ")
+
+    @async_to_sync
+    async def go_on():
+        reading = asyncio.create_task(stream())
+        await asyncio.sleep(0.3)
+        others_go_on.set()
+        return await reading
+
+    assert go_on()[0] == streaming.event("text", "True")
 
 
 def test_stop_ends_the_stream(stream, answers, reply):

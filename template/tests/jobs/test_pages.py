@@ -38,13 +38,13 @@ def browser(client, jane):
 def sent(monkeypatch):
     """Return the arguments of the messages, which go nowhere."""
     messages = []
-    monkeypatch.setattr("celery.Task.apply_async", lambda task, args, kwargs: messages.append(tuple(args)))
+    monkeypatch.setattr("celery.Task.apply_async", lambda task, args, kwargs, **options: messages.append(tuple(args)))
     return messages
 
 
 @pytest.fixture
 def no_broker(monkeypatch):
-    def refuse(*args):
+    def refuse(*args, **options):
         raise OperationalError("Connection refused")
 
     monkeypatch.setattr("celery.Task.apply_async", refuse)
@@ -83,6 +83,15 @@ def test_bad_lengths_are_told(browser, sent, total):
     answer = browser.post(reverse("jobs:list"), {"total": total})
     assert (answer.status_code, sent) == (422, [])
     assert "errorlist" in answer.content.decode()
+
+
+def test_a_person_cannot_keep_all_workers_busy(browser, job, sent):
+    for state in [*[State.QUEUED] * 5, *[State.RUNNING] * 5, State.DONE]:
+        job(state=state)
+    answer = browser.post(reverse("jobs:list"), {"total": 7})
+    assert (answer.status_code, sent) == (422, []) and "10 of your jobs wait or run" in answer.content.decode()
+    act(browser, "jobs:cancel", Job.objects.filter(state=State.QUEUED).first())
+    assert browser.post(reverse("jobs:list"), {"total": 7}).status_code == 302
 
 
 def test_a_job_that_cannot_be_sent_says_so_and_can_be_retried(browser, no_broker):

@@ -138,6 +138,13 @@ def test_a_silent_job_is_closed_and_can_be_retried(job, state, silence):
     assert job.retry()
 
 
+def test_a_job_that_moves_meanwhile_is_not_closed(job, django_assert_num_queries):
+    with django_assert_num_queries(2) as queries:
+        tasks.close_stalled_jobs()
+    # Nothing is read first that could have changed when it is closed.
+    assert all(query["sql"].startswith("UPDATE") for query in queries)
+
+
 def test_a_silent_job_that_was_to_be_cancelled_is_cancelled(job):
     clean_up(job, state=State.RUNNING, cancel_requested=True, updated_at=timezone.now() - timedelta(hours=1))
     assert (job.state, job.message) == (State.CANCELLED, "")

@@ -9,6 +9,10 @@ function follow(reply) {
     source.close();
     htmx.swap(reply, event.data, { swapStyle: "outerHTML" });
   });
+  // A stream that breaks is opened again by the browser, but not one that was refused, as by a proxy in a deployment.
+  source.addEventListener("error", () => {
+    if (source.readyState === EventSource.CLOSED) setTimeout(() => reply.isConnected && follow(reply), 3000);
+  });
   // The reply was stopped: another message has taken its place.
   reply.addEventListener("htmx:beforeCleanupElement", () => source.close());
 }
