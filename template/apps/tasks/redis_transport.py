@@ -50,6 +50,13 @@ class QoS(redis.QoS):
         else:
             super().append(message, delivery_tag)
 
+    def _remove_from_indices(self, delivery_tag: str, pipe: Any = None) -> Any:
+        # No transaction: a server whose memory is full refuses that, although it makes room, and the worker would end.
+        if pipe is None:
+            with self.channel.conn_or_acquire() as client:
+                pipe = client.pipeline(transaction=False)
+        return super()._remove_from_indices(delivery_tag, pipe)
+
 
 class Channel(redis.Channel):
     """A channel that takes messages by the script, unless a consumer wants them unrecorded."""

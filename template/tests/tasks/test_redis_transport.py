@@ -86,6 +86,12 @@ def test_sending_rings_in_the_same_transaction(channel, server):
     pipe.execute.assert_called_once()
 
 
+def test_a_message_is_acknowledged_even_if_the_memory_is_full(channel, server):
+    channel.qos.ack("tag")
+    server.pipeline.assert_called_once_with(transaction=False)
+    server.pipeline.return_value.zrem.assert_called_once_with("unacked_index", "tag")
+
+
 def test_a_connection_that_was_given_up_is_an_error_of_the_connection(channel):
     # Kombu's own, an AttributeError, ends the worker.
     channel.connection.client = None
