@@ -5,6 +5,7 @@ Each is a row of OutgoingTask, and `send_waiting` sends those whose time has com
 
 import logging
 from datetime import datetime, timedelta
+from threading import Thread
 from typing import Any
 
 from celery import Task, current_app, shared_task
@@ -14,6 +15,7 @@ from celery.signals import task_postrun, task_retry, task_revoked
 from celery.states import IGNORED, REJECTED, SUCCESS
 from celery.utils.time import maybe_make_aware
 from django.conf import settings
+from django.core.exceptions import SynchronousOnlyOperation
 from django.db import DatabaseError, connection
 from django.db.models import F
 from django.utils import timezone
@@ -76,8 +78,20 @@ def keep_unsent(message: Message, error: Exception) -> None:
     try:
         if not (message.row_id and release(message.row_id, error)):
             keep(message, error=str(error))
+    except SynchronousOnlyOperation:
+        # The caller is a coroutine, from which Django takes no query.
+        thread = Thread(target=_keep_unsent_in_thread, args=(message, error))
+        thread.start()
+        thread.join()
     except (DatabaseError, EncodeError, TypeError):
         logger.exception("%s[%s] is lost, it could not be written down either", message.name, message.task_id)
+
+
+def _keep_unsent_in_thread(message: Message, error: Exception) -> None:
+    try:
+        keep_unsent(message, error)
+    finally:
+        connection.close()
 
 
 def deadline(eta: datetime | None, attempts: int = 0) -> datetime:
@@ -100,21 +114,12 @@ def send_waiting() -> None:
 
 def send_now(row: OutgoingTask) -> bool:
     """Send the task of a row, unless somebody else does so; return False if the broker is away."""
-    call = loads(row.message)
-    options = call["options"]
-    if (expires := options.get("expires")) and maybe_make_aware(expires, current_app.timezone) < timezone.now():
-        logger.info("%s[%s] is not sent any more, it expired at %s", row.name, row.task_id, expires)
-        row.delete()
-        return True
-    next_time = deadline(options.get("eta"), row.attempts + 1) if row.durable else timezone.now() + CLAIM
+    next_time = deadline(None, row.attempts + 1) if row.durable else timezone.now() + CLAIM
     mine = OutgoingTask.objects.filter(pk=row.pk, send_at=row.send_at)
     if not mine.update(send_at=next_time, attempts=F("attempts") + 1, error=""):
         return True
     try:
-        # Not by the task's own method, which would write another row; and a task may have another name by now.
-        current_app.send_task(
-            row.name, call["args"], call["kwargs"], task_id=row.task_id, add_to_parent=False, **options
-        )
+        _publish(row)
     except OperationalError as error:
         logger.warning("%s[%s] waits on, the broker does not take it: %s", row.name, row.task_id, error)
         release(row.pk, error)
@@ -123,10 +128,23 @@ def send_now(row: OutgoingTask) -> bool:
         # A mistake in this one, such as a queue that does not exist: the others are not to wait for it.
         logger.exception("%s[%s] waits on, it cannot be sent", row.name, row.task_id)
         OutgoingTask.objects.filter(pk=row.pk).update(error=str(error))
-    else:
-        if not row.durable:
-            row.delete()
     return True
+
+
+def _publish(row: OutgoingTask) -> None:
+    """Send the task of a row, unless it has expired."""
+    call = loads(row.message)
+    options = call["options"]
+    if (expires := options.get("expires")) and maybe_make_aware(expires, current_app.timezone) < timezone.now():
+        logger.info("%s[%s] is not sent any more, it expired at %s", row.name, row.task_id, expires)
+        row.delete()
+        return
+    # Not by the task's own method, which would write another row; and a task may have another name by now.
+    current_app.send_task(row.name, call["args"], call["kwargs"], task_id=row.task_id, add_to_parent=False, **options)
+    if not row.durable:
+        row.delete()
+    elif eta := options.get("eta"):
+        OutgoingTask.objects.filter(pk=row.pk).update(send_at=deadline(eta, row.attempts + 1))
 
 
 def release(row_id: object, error: Exception) -> bool:

@@ -83,6 +83,9 @@ class ProjectTask(DjangoTask):
         from . import outbox
 
         task_id = task_id or uuid()
+        if options.get("chord"):
+            # A chord goes on when it has the results of its parts; without them it would wait for ever.
+            options.setdefault("ignore_result", False)
         is_retry = bool(options.get("retries"))
         if not is_retry and (headers := options.get("headers")):
             # Those of the task that runs here may be handed on: another task has a row of its own, or none.
@@ -108,7 +111,9 @@ class ProjectTask(DjangoTask):
             outbox.keep(message, durable=is_durable)
         if not is_far:
             _broker_is_away.set(False)
-            transaction.on_commit(partial(self._publish, message, on_failure))
+            publish = partial(self._publish, message, on_failure)
+            # Without a transaction not by `on_commit`, which coroutines may not call.
+            transaction.on_commit(publish) if in_transaction else publish()
         return self.AsyncResult(task_id)
 
     def delay_on_commit(self, *args: Any, **kwargs: Any) -> None:
@@ -149,10 +154,13 @@ class ProjectTask(DjangoTask):
         """Return when the task is to run, None for as soon as possible."""
         if countdown := options.get("countdown"):
             return timezone.now() + timedelta(seconds=countdown)
-        eta = options.get("eta")
-        if isinstance(eta, str):
-            eta = datetime.fromisoformat(eta)
-        return eta and maybe_make_aware(eta, self.app.timezone)
+        return self._moment(options.get("eta"))
+
+    def _moment(self, time: datetime | str | None) -> datetime | None:
+        """Return a time with its zone; a task that is sent again has it as text."""
+        if isinstance(time, str):
+            time = datetime.fromisoformat(time)
+        return time and maybe_make_aware(time, self.app.timezone)
 
     def _message(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], task_id: str, options: dict[str, Any]
@@ -172,7 +180,9 @@ class ProjectTask(DjangoTask):
         lasting = {name: options[name] for name in options.keys() - {"connection", "countdown", "publisher"}}
         expires = options.get("expires", self.expires)
         if isinstance(expires, Real):
-            lasting["expires"] = timezone.now() + timedelta(seconds=float(expires))
+            expires = timezone.now() + timedelta(seconds=float(expires))
+        if expires:
+            lasting["expires"] = self._moment(expires)
         return Message(self.name, task_id, args, kwargs, lasting)
 
     def _publish(self, message: Message, on_failure: Callable[[], object] | None) -> None:

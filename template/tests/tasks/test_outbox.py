@@ -129,6 +129,21 @@ def test_a_mistake_in_one_message_holds_up_no_other(broker, unsent, monkeypatch,
     assert "no such queue" in OutgoingTask.objects.get().reason and "no such queue" in caplog.text
 
 
+def test_a_row_that_cannot_be_read_holds_up_no_other(broker, unsent):
+    bad = unsent("John")
+    unsent()
+    OutgoingTask.objects.filter(pk=bad.pk).update(message="{", send_at=timezone.now() + EARLIER)
+    outbox.send_waiting()
+    assert [message.args for message in broker.messages] == [["Jane"]]
+    assert "Expecting" in OutgoingTask.objects.get().error
+
+
+def test_an_expiry_may_be_text_as_a_task_that_is_retried_has_it(broker, unsent):
+    unsent(expires=(timezone.now() + timedelta(hours=1)).isoformat())
+    outbox.send_waiting()
+    assert len(broker.messages) == 1
+
+
 def test_an_expired_message_is_not_sent_any_more(broker, unsent):
     unsent("Jane", expires=timezone.now() + EARLIER)
     outbox.send_waiting()

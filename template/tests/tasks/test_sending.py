@@ -1,5 +1,6 @@
 """Tasks are sent when what they read is committed, and a broker that is away is answered for."""
 
+import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -10,7 +11,7 @@ import pytest
 
 pytest.importorskip("celery")
 
-from celery import current_app, group, shared_task
+from celery import chord, current_app, group, shared_task
 from celery.exceptions import Reject, Retry
 from django.db import transaction
 from django.utils import timezone
@@ -86,6 +87,11 @@ def test_a_group_is_sent_when_the_transaction_is_committed(broker):
         group(greet.s("Jane"), greet.s("Joe")).delay()
         assert broker.calls == []
     assert len(broker.calls) == 2
+
+
+def test_the_parts_of_a_chord_keep_their_results_for_it(broker):
+    chord([greet.s("Jane"), greet.s("John")])(greet.si("both"))
+    assert [message.options["ignore_result"] for message in broker.messages] == [False, False]
 
 
 def test_a_rollback_sends_nothing(broker):
@@ -181,6 +187,15 @@ def test_after_a_commit_the_message_is_kept_and_nobody_is_held_up(broker, way):
         transaction.on_commit(partial(called.append, "next"))
     assert called == ["next"]
     assert OutgoingTask.objects.get().name == "tests.sending.greet"
+
+
+def test_a_coroutine_may_send_as_well(broker):
+    async def view():
+        send(greet, "Jane")
+
+    broker.away = True
+    asyncio.run(view())
+    assert OutgoingTask.objects.get().name == greet.name
 
 
 def test_of_many_messages_of_a_commit_only_one_waits_for_it(broker):
