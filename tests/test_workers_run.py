@@ -48,6 +48,13 @@ def hold(path):
     if first:
         time.sleep(600)
 
+@app.task(bind=True)
+def repeat(self, path):
+    with open(path, "a") as file:
+        file.write("run\\n")
+    if not self.request.retries:
+        self.retry(countdown=1)
+
 @app.task
 def ask():
     with connection.cursor() as cursor:
@@ -147,19 +154,24 @@ def test_what_is_taken_from_redis_is_on_record_in_the_same_step(project, redis):
     assert restored == "0 1"
 
 
+def runs(trace: Path) -> int:
+    return trace.read_text().count("run") if trace.exists() else 0
+
+
+def send(project: Path, task: str, trace: Path, url: str, queue: str = "celery") -> None:
+    """Send a task that leaves a trace."""
+    script = f"from acme.celery import app; app.send_task('acme.trials.{task}', ({str(trace)!r},), queue={queue!r})"
+    python(project, script, url=url)
+
+
 def test_a_task_of_a_killed_gevent_worker_comes_back(project, tmp_path, redis):
     trace = tmp_path / "trace"
-
-    def runs() -> int:
-        return trace.read_text().count("run") if trace.exists() else 0
-
-    send = f"from acme.celery import app; app.send_task('acme.trials.hold', ({str(trace)!r},))"
     with worker(project, tmp_path, redis[1], "gevent") as first:
-        python(project, send, url=redis[1])
-        assert wait_until(lambda: runs() == 1), first.text
+        send(project, "hold", trace, redis[1])
+        assert wait_until(lambda: runs(trace) == 1), first.text
         first.process.kill()
     with worker(project, tmp_path, redis[1], "gevent", VISIBILITY_SECONDS="1") as second:
-        assert wait_until(lambda: runs() == 2), second.text
+        assert wait_until(lambda: runs(trace) == 2), second.text
 
 
 def test_a_redis_that_evicts_queues_is_refused(project, tmp_path, redis):
@@ -206,10 +218,22 @@ def test_the_probe_notices_when_redis_hangs(project, tmp_path, redis):
     prove_that_a_hang_is_noticed(project, tmp_path, redis[0].process.pid, redis[1], POOLS)
 
 
-def test_the_probe_notices_when_rabbitmq_hangs(project, tmp_path):
-    with rabbitmq_server(tmp_path) as (_, url):
-        [server] = [each for each in psutil.process_iter(["name"]) if listens(each, urlsplit(url).port)]
-        prove_that_a_hang_is_noticed(project, tmp_path, server.pid, url, ("prefork", "gevent"))
+@pytest.fixture(scope="module")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with rabbitmq_server(tmp_path_factory.mktemp("rabbitmq")) as (_, url):
+        yield url
+
+
+def test_a_retry_stays_in_the_queue_of_its_task(project, tmp_path, rabbitmq):
+    trace = tmp_path / "trace"
+    with worker(project, tmp_path, rabbitmq, "prefork", queue="slow") as program:
+        send(project, "repeat", trace, rabbitmq, queue="slow")
+        assert wait_until(lambda: runs(trace) == 2), program.text
+
+
+def test_the_probe_notices_when_rabbitmq_hangs(project, tmp_path, rabbitmq):
+    [server] = [each for each in psutil.process_iter(["name"]) if listens(each, urlsplit(rabbitmq).port)]
+    prove_that_a_hang_is_noticed(project, tmp_path, server.pid, rabbitmq, ("prefork", "gevent"))
 
 
 def listens(process: psutil.Process, port: int | None) -> bool:

@@ -1,8 +1,12 @@
+from collections.abc import Callable
+
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.text import Truncator
+from django_celery_beat.admin import PeriodicTaskAdmin
+from django_celery_beat.models import PeriodicTask
 from kombu.exceptions import OperationalError
 
 from .models import FailedTask, OutgoingTask
@@ -92,3 +96,18 @@ class OutgoingTaskAdmin(admin.ModelAdmin):
     def has_change_permission(self, request: HttpRequest, obj: OutgoingTask | None = None) -> bool:
         """Refuse: a message is sent as it was."""
         return False
+
+
+admin.site.unregister(PeriodicTask)
+
+
+@admin.register(PeriodicTask)
+class GuardedPeriodicTaskAdmin(PeriodicTaskAdmin):
+    """Periodic tasks, whose actions django-celery-beat offers to those as well who may only look."""
+
+    def get_actions(self, request: HttpRequest) -> dict[str, tuple[Callable, str, str]]:
+        """Return the actions for this person: without the right to change tasks none, or deletion alone."""
+        actions = super().get_actions(request)
+        if self.has_change_permission(request):
+            return actions
+        return {name: action for name, action in actions.items() if name == "delete_selected"}

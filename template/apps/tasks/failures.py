@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
+from time import monotonic
 from typing import Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
@@ -127,6 +128,11 @@ class RecordingRequest(Request):
     """A task in a pool, which leaves a row before it gives up its message."""
 
     has_row = False
+
+    def __init__(self, message: Message, **options: Any) -> None:
+        """Note when the message came; `ProjectTask.before_start` asks how long it was held."""
+        super().__init__(message, **options)
+        self._request_dict["received_at"] = monotonic()
 
     def on_failure(self, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """Write a row if the task has failed for good; then do what Celery does."""

@@ -134,13 +134,14 @@ def send_now(row: OutgoingTask) -> bool:
 def _publish(row: OutgoingTask) -> None:
     """Send the task of a row, unless it has expired."""
     call = loads(row.message)
-    options = call["options"]
+    # Groups and chords say this themselves.
+    options = call["options"] | {"add_to_parent": False}
     if (expires := options.get("expires")) and maybe_make_aware(expires, current_app.timezone) < timezone.now():
         logger.info("%s[%s] is not sent any more, it expired at %s", row.name, row.task_id, expires)
         row.delete()
         return
     # Not by the task's own method, which would write another row; and a task may have another name by now.
-    current_app.send_task(row.name, call["args"], call["kwargs"], task_id=row.task_id, add_to_parent=False, **options)
+    current_app.send_task(row.name, call["args"], call["kwargs"], task_id=row.task_id, **options)
     if not row.durable:
         row.delete()
     elif eta := options.get("eta"):

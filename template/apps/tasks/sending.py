@@ -1,15 +1,18 @@
 """How a task is sent: when the transaction is committed, and with an answer for a broker that is away."""
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from numbers import Real
+from time import monotonic
 from typing import Any
 
 from billiard.common import terminate_handler_fired
+from celery.canvas import Signature
 from celery.contrib.django.task import DjangoTask
 from celery.exceptions import Ignore, Reject
 from celery.result import AsyncResult
@@ -22,6 +25,8 @@ from kombu.utils.uuid import uuid
 
 logger = logging.getLogger(__name__)
 
+# What Celery writes before the routing key of a message that waits in RabbitMQ.
+DELAY_LEVELS = re.compile(r"^(?:[01]\.){28}")
 # True once a message of the commit at hand was not sent: the others do not try, which takes seconds for each.
 _broker_is_away: ContextVar[bool] = ContextVar("_broker_is_away", default=False)
 
@@ -134,11 +139,31 @@ class ProjectTask(DjangoTask):
                 raise Reject(rejection.reason, requeue=True) from rejection
             raise rejection.reason from None
 
+    def signature_from_request(
+        self,
+        request: Any = None,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        queue: str | None = None,
+        **options: Any,
+    ) -> Signature:
+        """Return the signature of a retry, which goes to the queue that the task came from."""
+        return super().signature_from_request(request, args, kwargs, queue or self._queue(), **options)
+
+    def _queue(self) -> str | None:
+        # By its routing key alone Celery does not find it where a countdown on RabbitMQ has been put before that.
+        delivery = self.request.delivery_info or {}
+        key = DELAY_LEVELS.sub("", delivery.get("routing_key") or "")
+        queues = self.app.amqp.queues
+        return key if key in queues else next((name for name in queues if queues[name].routing_key == key), None)
+
     def before_start(self, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Leave a durable task alone that has ended: this is a second message, sent because the first one was late.
 
-        Give up a task that ends the worker each time.
+        Give up a task that ends the worker each time. Give back one that Redis would deliver again while it runs.
         """
+        if self._was_held_too_long():
+            raise Reject("It waited too long for a place in this worker.", requeue=True)
         if (self.request.delivery_info or {}).get("redelivered"):
             from . import failures
 
@@ -149,6 +174,16 @@ class ProjectTask(DjangoTask):
 
             if not outbox.is_open(row_id):
                 raise Ignore("It has ended already, or was taken back.")
+
+    def _was_held_too_long(self) -> bool:
+        """Return whether the message came so long ago that its visibility may time out while the task runs."""
+        visibility = self.app.conf.broker_transport_options.get("visibility_timeout")
+        received_at = self.request.get("received_at")
+        if received_at is None or visibility is None:
+            return False
+        # Those with a countdown are held by the worker, as many as there are, and may all become due at once.
+        limit = (self.request.timelimit or (None,))[0] or self.time_limit or 0
+        return monotonic() - received_at > max(visibility - limit, visibility / 2)
 
     def _eta(self, options: Mapping[str, Any]) -> datetime | None:
         """Return when the task is to run, None for as soon as possible."""

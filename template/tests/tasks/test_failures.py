@@ -11,6 +11,7 @@ pytest.importorskip("celery")
 
 from billiard.einfo import ExceptionInfo
 from celery import current_app, shared_task
+from celery.app.trace import trace_task
 from celery.exceptions import Ignore, Reject, Retry, TimeLimitExceeded, WorkerLostError
 from celery.worker import state
 from django.core.management import CommandError, call_command
@@ -233,6 +234,14 @@ def test_a_task_that_ends_whole_workers_is_given_up(settings):
 def test_only_messages_that_come_back_are_counted():
     ship.apply(args=(7,))
     assert not ReturnedTask.objects.exists()
+
+
+@pytest.mark.parametrize("held_seconds, state", [(299, "SUCCESS"), (301, "REJECTED")])
+def test_a_message_that_was_held_too_long_to_run_in_time_goes_back(make_request, ten_minutes, held_seconds, state):
+    request = make_request().request_dict
+    request["received_at"] -= held_seconds
+    ended = trace_task(ship, "some-id", [7], {}, request, app=current_app)
+    assert ended.info is None if state == "SUCCESS" else ended.info.state == state
 
 
 # Sent again -----------------------------------------------------------------

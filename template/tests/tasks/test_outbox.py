@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("celery")
 
-from celery import current_app, shared_task
+from celery import current_app, group, shared_task
 from celery.app.trace import trace_task
 from celery.exceptions import Ignore, Reject
 from celery.signals import task_revoked
@@ -78,6 +78,15 @@ def test_what_waits_is_sent_as_it_was_and_forgotten(broker, unsent):
     assert (message.name, message.args, message.task_id) == ("tests.outbox.greet", arguments, row.task_id)
     assert message.options["queue"] == "slow"
     assert not OutgoingTask.objects.exists()
+
+
+def test_the_members_of_a_group_are_sent_as_well(broker):
+    broker.away = True
+    with transaction.atomic():
+        group(greet.s("Jane"), greet.s("John")).apply_async()
+    broker.away = False
+    outbox.send_waiting()
+    assert [message.args for message in broker.messages] == [["Jane"], ["John"]]
 
 
 def test_what_is_not_due_waits(broker, unsent):
