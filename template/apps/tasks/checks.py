@@ -14,6 +14,7 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning, register
 
 from .broker import is_rabbitmq, is_redis
+from .sending import ProjectTask
 
 # After so long RabbitMQ takes a message back that was not acknowledged, unless its `consumer_timeout` says otherwise.
 RABBITMQ_CONSUMER_TIMEOUT_SECONDS = 1800
@@ -222,6 +223,9 @@ def _task_messages(task: Task, conf: Conf) -> Iterator[CheckMessage]:
     if conf.conf.task_acks_late and not task.acks_late:
         message = "Its acks_late is off: it is lost when its worker dies while it runs."
         yield _message("W020", message, "Make it safe to repeat; or silence this check if it must not be.", task)
+    if not isinstance(task, ProjectTask):
+        message = "Its base is none of the project's: it is sent before the commit, and lost while the broker is away."
+        yield _message("W022", message, "Derive its base from ProjectTask in apps.tasks.sending as well.", task)
     if conf.conf.task_reject_on_worker_lost and task.acks_late and not task.reject_on_worker_lost:
         message = "Its reject_on_worker_lost is off: it is lost when its process dies."
         yield _message("W021", message, "Make it safe to repeat; or silence this check if it must not be.", task)

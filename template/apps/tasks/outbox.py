@@ -10,7 +10,7 @@ from typing import Any
 
 from celery import Task, current_app, shared_task
 from celery.app.task import Context
-from celery.exceptions import Retry
+from celery.exceptions import Retry, SoftTimeLimitExceeded
 from celery.signals import task_postrun, task_retry, task_revoked
 from celery.states import IGNORED, REJECTED, SUCCESS
 from celery.utils.time import maybe_make_aware
@@ -124,10 +124,13 @@ def send_now(row: OutgoingTask) -> bool:
         logger.warning("%s[%s] waits on, the broker does not take it: %s", row.name, row.task_id, error)
         release(row.pk, error)
         return False
+    except SoftTimeLimitExceeded:
+        raise
     except Exception as error:
         # A mistake in this one, such as a queue that does not exist: the others are not to wait for it.
         logger.exception("%s[%s] waits on, it cannot be sent", row.name, row.task_id)
-        OutgoingTask.objects.filter(pk=row.pk).update(error=str(error))
+        later = timezone.now() + CLAIM * 2 ** min(row.attempts, 10)
+        OutgoingTask.objects.filter(pk=row.pk).update(error=str(error), send_at=later)
     return True
 
 

@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("celery")
 
-from celery import current_app
+from celery import Task, current_app
 from django.core.checks import Error, Warning, run_checks
 
 from apps.tasks import checks
@@ -115,6 +115,7 @@ def test_what_certainly_loses_tasks_is_an_error(monkeypatch):
         ({"time_limit": 600}, {"tasks.E021"}),
         ({"acks_late": False}, {"tasks.W020"}),
         ({"reject_on_worker_lost": False}, {"tasks.W021"}),
+        ({"base": Task}, {"tasks.W022"}),
     ],
     ids=str,
 )
