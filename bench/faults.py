@@ -109,7 +109,7 @@ REMOVALS = (
         (faults.two_beats, faults.killed_beat),
         {"CELERY_BEAT_SCHEDULER": "django_celery_beat.schedulers:DatabaseScheduler"},
     ),
-    Removal("worker_consumer", (faults.poison_task, faults.hung_tasks), {"CELERY_WORKER_CONSUMER": None}),
+    Removal("worker_consumer", (faults.unknown_task,), {"CELERY_WORKER_CONSUMER": None}),
     Removal("LOST_WORKERS_PER_TASK", (faults.poison_task,), {"LOST_WORKERS_PER_TASK": 10**6}),
     Removal("DURABLE_TASK_RESEND_SECONDS", (faults.lost_data,), {"DURABLE_TASK_RESEND_SECONDS": 10**6}),
     Removal("the transport for Redis", (faults.restarted_redis,), lines="TRANSPORT_ALIASES.update"),

@@ -105,7 +105,8 @@ def killed_worker(stage: Stage) -> Outcome:
     "SIGTERM, 10 s grace, SIGKILL in mid-task",
     brokers=BROKERS,
     pools=POOLS,
-    CELERY_BROKER_TRANSPORT_OPTIONS={"visibility_timeout": 16},
+    # Longer than anybody waits here: tasks must be given back, not only come back by themselves.
+    CELERY_BROKER_TRANSPORT_OPTIONS={"visibility_timeout": 120},
     CELERY_TASK_TIME_LIMIT=15,
     CELERY_TASK_SOFT_TIME_LIMIT=14,
 )
@@ -131,6 +132,15 @@ def poison_task(stage: Stage) -> Outcome:
     return replace(outcome, note=f"poison started {len(stage.record.of('poison'))} times")
 
 
+@fault("a task that no worker knows")
+def unknown_task(stage: Stage) -> Outcome:
+    stage.send(1, first=TASKS, task="forgotten")
+    stage.send(TASKS - 1)
+    stage.fault()
+    stage.start_worker()
+    return stage.finish()
+
+
 @fault("tasks that hang in every slot")
 def hung_tasks(stage: Stage) -> Outcome:
     stage.start_worker()
@@ -144,11 +154,13 @@ def hung_tasks(stage: Stage) -> Outcome:
 # Brokers that go away -------------------------------------------------------
 
 
-@fault("Redis killed and restarted, append-only file")
+@fault("Redis killed and restarted in mid-task, append-only file")
 def restarted_redis(stage: Stage) -> Outcome:
+    stage.send(SLOTS, seconds=4)
     stage.start_worker()
-    with stage.sending(pause=0.03):
-        stage.until_done(40)
+    stage.until(lambda: len(stage.busy()) == SLOTS, "every slot is taken")
+    with stage.sending(TASKS - SLOTS, first=SLOTS, pause=0.03):
+        stage.until(lambda: len(stage.record.count("sent")) > 2 * SLOTS, "more is sent")
         stage.fault()
         stage.broker.close()
         stage.wait(1)
@@ -292,7 +304,8 @@ def lost_data(stage: Stage) -> Outcome:
 
 # Tasks that take long -------------------------------------------------------
 
-SHORT_VISIBILITY = {"visibility_timeout": 10}
+# Bare Celery, too, shall look for what is overdue more often than every hundred seconds.
+SHORT_VISIBILITY = {"visibility_timeout": 10, "unacked_restore_interval": 5, "unacked_restore_throttle": 1}
 
 
 @fault("countdown of 15 s, visibility timeout of 10 s", CELERY_BROKER_TRANSPORT_OPTIONS=SHORT_VISIBILITY)

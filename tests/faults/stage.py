@@ -132,17 +132,17 @@ class Stage:
         changes = [*json.loads(self.variables["PROBE_SETTINGS"]), settings]
         self.variables["PROBE_SETTINGS"] = json.dumps(changes)
 
-    def python(self, *words: str, seconds: float = PATIENCE_SECONDS, **variables: str) -> str:
+    def python(self, *words: str, seconds: float = PATIENCE_SECONDS) -> str:
         """Run Python in the project; return what it printed, also if it had to be killed after the seconds."""
-        program = self.python_program(*words, **variables)
+        program = self.python_program(*words)
         with suppress(subprocess.TimeoutExpired):
             program.process.wait(seconds)
         kill_tree(program.process)
         return program.text
 
-    def python_program(self, *words: str, **variables: str) -> Program:
+    def python_program(self, *words: str) -> Program:
         log = self.folder / f"python-{time.monotonic_ns()}.log"
-        return Program(self.folder, log, self.subject.programs / "python", *words, **self.variables | variables)
+        return Program(self.folder, log, self.subject.programs / "python", *words, **self.variables)
 
     def send(self, count: int = TASKS, **options: Any) -> None:
         """Send tasks, and return when the last one is sent or refused."""
@@ -179,12 +179,12 @@ class Stage:
         begun = time.monotonic()
         self.until(lambda: time.monotonic() - begun >= seconds, "time passes", seconds + PATIENCE_SECONDS)
 
-    def finish(self, quiet_seconds: float = QUIET_SECONDS, note: str = "") -> Outcome:
-        """Wait until all is done and the broker holds nothing, or nothing has happened for so long; settle accounts."""
-        self.until(lambda: self._is_over(quiet_seconds), "the end", 10 * PATIENCE_SECONDS)
-        return self.outcome(note)
+    def finish(self) -> Outcome:
+        """Wait until all is done and the broker holds nothing, or nothing more happens; settle accounts."""
+        self.until(self._is_over, "the end", 4 * PATIENCE_SECONDS)
+        return self.outcome()
 
-    def _is_over(self, quiet_seconds: float) -> bool:
+    def _is_over(self) -> bool:
         lines = self.record.lines
         if " ready." not in self.worker.program.text:
             # Starting takes long on a busy machine, and is no silence.
@@ -192,7 +192,7 @@ class Stage:
         silence = time.time() - max([self.fault_at, self.ready_at, *(line.moment for line in lines)])
         unfinished = self.record.count("sent").keys() - self.record.count("done").keys() - self.failed()
         # A second, because a task is acknowledged after it is done.
-        return silence > quiet_seconds or (silence > 1 and not unfinished and not self.broker.held())
+        return silence > QUIET_SECONDS or (silence > 1 and not unfinished and not self.broker.held())
 
     # Accounts
 
@@ -209,9 +209,10 @@ class Stage:
         self.fault_at = time.time()
 
     def busy(self) -> list[int]:
-        """Return the ids of the processes that are in the middle of a task."""
+        """Return the id of the living process of each task that is started and not done."""
         done = self.record.count("done")
-        return [int(line.detail) for line in self.record.of("started") if not done[line.identity]]
+        started = (int(line.detail) for line in self.record.of("started") if not done[line.identity])
+        return [pid for pid in started if psutil.pid_exists(pid)]
 
     def outcome(self, note: str = "") -> Outcome:
         sent, done = self.record.count("sent").keys(), self.record.count("done")

@@ -51,6 +51,11 @@ def test_a_task_that_kills_its_worker_is_kept_as_failed_and_harms_no_other(outco
     assert not others(outcomes, failed=1, lost=0, stuck=0)
 
 
+@after(faults.unknown_task)
+def test_a_task_that_no_worker_knows_is_kept_as_failed(outcomes):
+    assert not others(outcomes, failed=1, lost=0, stuck=0, twice=0)
+
+
 @after(faults.hung_tasks)
 def test_tasks_that_hang_are_kept_as_failed_and_hold_up_no_other(outcomes):
     assert not others(outcomes, failed=4, lost=0, stuck=0, twice=0)
