@@ -117,7 +117,7 @@ def test_a_line_added_at_every_place_is_kept_or_conflicts(renderer, tmp_path, na
 
 
 @pytest.mark.parametrize("name", ["on-off", "off-on"])
-@pytest.mark.parametrize("part", [1, 2, 3])
+@pytest.mark.parametrize("part", [1, *(pytest.param(part, marks=pytest.mark.slow) for part in (2, 3))])
 def test_copier_itself_does_what_the_scan_takes_it_to_do(project, renderer, tmp_path, name, part):
     """One line at a quarter, at half and at three quarters of every shared file, and a real `copier update`."""
     before, after = TOGGLES[name]

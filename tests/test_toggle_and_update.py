@@ -16,6 +16,7 @@ from tests.template import FORCING, OFF, Answers, Tree, label
 MARKERS = re.compile(rb"^(<{7}|>{7}|={7})( |$)", re.MULTILINE)
 # What a person adds to each shared file, in a place of the person's own.
 ADDED = b"# mine\n"
+OTHERWISE = {"celery_broker": "rabbitmq", "package_manager": "pip"}
 
 
 def recorded(project: Path) -> Answers:
@@ -64,7 +65,7 @@ def fresh(project: Path, render: Callable[..., Path]) -> Tree:
 
 
 @pytest.mark.parametrize("by_hand", [False, True], ids=["data", "answers-file"])
-@pytest.mark.parametrize("answers", [{}, {"celery_broker": "rabbitmq", "package_manager": "pip"}], ids=label)
+@pytest.mark.parametrize("answers", [{}, pytest.param(OTHERWISE, marks=pytest.mark.slow)], ids=label)
 def test_off_and_on_again_equals_fresh(project, render, answers, by_hand):
     made = project(**answers)
     on = template.tree(made)
@@ -94,7 +95,7 @@ def test_dropping_the_last_feature_that_needs_celery_follows_use_celery(project,
     assert difference(template.tree(made), fresh(made, render)) == []
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
 def test_a_random_walk_over_all_switches_ends_where_a_fresh_project_is(project, render, seed):
     walk = random.Random(seed)
     made = project(**walk.choice(template.valid_answers()))

@@ -23,6 +23,7 @@ def others(outcomes: Outcomes, **expected: object) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @after(faults.no_fault)
 def test_without_a_fault_all_tasks_are_run_once(outcomes):
     assert not others(outcomes, sent=200, lost=0, stuck=0, refused=0, twice=0, again=0)
