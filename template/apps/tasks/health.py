@@ -7,7 +7,7 @@ from kombu.exceptions import OperationalError
 
 from apps.web.health import Unhealthy, health_check
 
-from .broker import broker_answers
+from .broker import answer_limits, broker_answers
 from .lease import seconds_since_renewal
 
 REPLY_SECONDS = 1.5
@@ -27,7 +27,7 @@ def broker_accepts_connections() -> str | None:
 
 def queue_lengths() -> dict[str, int]:
     """Return how many messages wait in each queue of the settings, whatever the broker."""
-    limits = {"socket_connect_timeout": REPLY_SECONDS, "socket_timeout": REPLY_SECONDS}
+    limits = answer_limits(current_app.conf.broker_url, REPLY_SECONDS)
     with current_app.connection_for_read(connect_timeout=REPLY_SECONDS, transport_options=limits) as connection:
         return {name: _queue_length(connection, name) for name in sorted(current_app.amqp.queues)}
 

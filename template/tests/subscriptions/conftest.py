@@ -1,10 +1,11 @@
-"""A team with an owner, and a Stripe that listens."""
+"""A Stripe that listens, and a plan for the team of the other tests."""
 
 import pytest
 
 pytest.importorskip("stripe")
 
-from apps.users.models import User
+from tests.teams.conftest import owner as owner
+from tests.teams.conftest import team as team
 
 from .fake_stripe import FakeStripe
 
@@ -17,18 +18,6 @@ def stripe(settings):
         settings.STRIPE_SECRET_KEY = "sk_test_1"
         settings.STRIPE_WEBHOOK_SECRET = "whsec_1"
         yield fake
-
-
-@pytest.fixture
-def owner(db):
-    return User.objects.create_user("owner@example.com")
-
-
-@pytest.fixture
-def team(owner):
-    from apps.teams.models import create_team
-
-    return create_team("Rockets", owner)
 
 
 @pytest.fixture

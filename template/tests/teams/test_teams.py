@@ -30,18 +30,8 @@ def sign_in(client):
 
 
 @pytest.fixture
-def owner(db):
-    return User.objects.create_user("owner@example.com")
-
-
-@pytest.fixture
 def jane(db):
     return User.objects.create_user("jane@example.com")
-
-
-@pytest.fixture
-def team(owner):
-    return create_team("Rockets", owner)
 
 
 @pytest.fixture
