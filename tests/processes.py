@@ -90,6 +90,11 @@ def installed(template_repo: Path, folder: Path, version: str, *options: str, **
     return project, sync(project, version, *options)
 
 
+def add_gevent(project: Path, programs: Path) -> None:
+    """Install gevent into the environment of a project, for the pool of that name."""
+    run(project, needed("uv"), "pip", "install", "--python", programs / "python", "gevent")
+
+
 def load_module(path: str) -> ModuleType:
     """Import a module of the template, such as a server that a project's own tests talk to, by its path below it."""
     file = template.ROOT / "template" / path

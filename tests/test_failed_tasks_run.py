@@ -11,7 +11,7 @@ import pytest
 
 from tests.browser import free_port
 from tests.dev_support import left_in, wait_until
-from tests.processes import Program, installed, needed, redis_server, run, started
+from tests.processes import Program, add_gevent, installed, redis_server, run, started
 
 pytestmark = pytest.mark.run
 
@@ -165,7 +165,7 @@ class Site(NamedTuple):
 def project(template_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with tasks that fail, and gevent for the pool of that name."""
     project, programs = installed(template_repo, tmp_path_factory.mktemp("failed"), "3.13", use_flower=False)
-    run(project, needed("uv"), "pip", "install", "--python", programs / "python", "gevent")
+    add_gevent(project, programs)
     run(project, programs / "python", "manage.py", "migrate", DEBUG="1")
     (project / "acme/trials.py").write_text(TRIALS)
     return project

@@ -14,7 +14,7 @@ from playwright.sync_api import Locator, expect
 from tests.browser import Browser, free_port
 from tests.chromium import chromium_page, has_sideways_scrolling, sign_in
 from tests.dev_support import left_in, wait_until
-from tests.processes import Program, installed, needed, redis_server, run, started
+from tests.processes import Program, add_gevent, installed, redis_server, run, started
 
 pytestmark = pytest.mark.run
 
@@ -83,7 +83,7 @@ def project(template_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """A project with the example and two users, and gevent for the pool of that name."""
     folder = tmp_path_factory.mktemp("jobs")
     project, programs = installed(template_repo, folder, "3.13", use_background_tasks=True, use_flower=False)
-    run(project, needed("uv"), "pip", "install", "--python", programs / "python", "gevent")
+    add_gevent(project, programs)
     for command in (["migrate"], ["shell", "-c", ADD_USERS]):
         run(project, programs / "python", "manage.py", *command, DEBUG="1")
     return project

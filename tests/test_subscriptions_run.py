@@ -25,7 +25,17 @@ import pytest
 from tests.browser import free_port
 from tests.chromium import chromium_page, has_sideways_scrolling, sign_in
 from tests.dev_support import left_in, wait_until
-from tests.processes import Program, installed, load_module, needed, postgresql_server, redis_server, run, started
+from tests.processes import (
+    Program,
+    add_gevent,
+    installed,
+    load_module,
+    needed,
+    postgresql_server,
+    redis_server,
+    run,
+    started,
+)
 
 pytestmark = pytest.mark.run
 
@@ -118,7 +128,7 @@ def at_work(
     """
     folder = tmp_path_factory.mktemp(f"subscriptions_{request.param}")
     project, programs = installed(template_repo, folder, "3.13", subscriptions="per_unit", use_flower=False)
-    run(project, needed("uv"), "pip", "install", "--python", programs / "python", "gevent")
+    add_gevent(project, programs)
     with ExitStack() as stack:
         database = None if request.param == "prefork" else stack.enter_context(postgresql_server())
         _, broker = stack.enter_context(redis_server(folder))

@@ -16,9 +16,9 @@ import pytest
 from tests.dev_support import left_in, wait_until
 from tests.processes import (
     Program,
+    add_gevent,
     environment,
     installed,
-    needed,
     postgresql_server,
     rabbitmq_server,
     redis_server,
@@ -108,7 +108,7 @@ print(json.dumps({queue: most[queue] for queue in queues}))
 def project(template_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with tasks for trials, and gevent for the pool of that name."""
     project, programs = installed(template_repo, tmp_path_factory.mktemp("workers"), "3.13", use_flower=False)
-    run(project, needed("uv"), "pip", "install", "--python", programs / "python", "gevent")
+    add_gevent(project, programs)
     run(project, programs / "python", "manage.py", "migrate", DEBUG="1")
     (project / "acme/trials.py").write_text(TRIALS)
     return project

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.processes import installed, needed, run
+from tests.processes import add_gevent, installed, run
 
 PROBE = Path(__file__).with_name("probe")
 Settings = Mapping[str, Any]
@@ -77,7 +77,7 @@ class Subject:
 def our_project(template_repo: Path, folder: Path) -> Subject:
     """Generate and install our project, with gevent for the pool of that name."""
     project, programs = installed(template_repo, folder, "3.13", use_flower=False)
-    run(project, needed("uv"), "pip", "install", "--python", programs / "python", "gevent")
+    add_gevent(project, programs)
     return prepared(Subject("ours", project, programs))
 
 
