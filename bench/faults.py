@@ -4,9 +4,11 @@
 happen at a time, because they mostly wait, so the seconds are upper bounds.
 """
 
+import argparse
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +19,10 @@ from tests.faults import faults
 from tests.faults.account import Outcome, Stalled
 from tests.faults.faults import FAULTS, Act, Fault, Place
 from tests.faults.subjects import Settings, Subject, bare_project, our_project
-from tests.faults.table import row, table
+from tests.faults.table import row, spread, table
 from tests.processes import rabbitmq_server
 
-PROJECTS = ("bare", "ours")
+OURS, BARE = "ours", "bare"
 RESULTS = Path(__file__).with_name("faults.md")
 AT_A_TIME = 5
 INTRODUCTION = """# Faults
@@ -35,9 +37,20 @@ results. So that nobody waits for an hour, our project runs with a visibility ti
 - *lost*: neither done nor failed, and no longer with the broker.
 - *stuck*: not done when nothing had happened for half a minute, but the broker has it still.
 - *run twice*: done more than once; a task comes back whose end could not be told to the broker.
-- *seconds*: from the fault until the last task was done; without a fault that takes {quiet:.0f}.
+- *seconds*: from the fault until the last task was done; without a fault that takes {quiet}.
+
+Each fault happened {rounds} times to each project; two figures are the least and the greatest.
 
 {rows}
+
+## With the settings of others
+
+The bare project with what two templates add to it:
+[cookiecutter-django](https://github.com/cookiecutter/cookiecutter-django) at e531089 and
+[cookiecutter-rt-django](https://github.com/reef-technologies/cookiecutter-rt-django) at 005319f. Only their settings
+for Celery are tried here, not their projects. Those of django-keel are bare Celery's.
+
+{rivals}
 
 ## What each part is there for
 
@@ -45,6 +58,7 @@ Our project without one of its settings, which is taken out or set as Celery has
 
 {removed}
 """
+FIRST = ("fault", "broker", "pool", "project")
 REDIS_PREFORK, RABBITMQ_PREFORK = ("redis", "prefork"), ("rabbitmq", "prefork")
 
 
@@ -69,7 +83,7 @@ def transport(*options: str) -> Settings:
 REMOVALS = (
     Removal("task_acks_late", (faults.killed_child, faults.killed_worker), {"CELERY_TASK_ACKS_LATE": False}),
     Removal("task_reject_on_worker_lost", (faults.killed_child,), {"CELERY_TASK_REJECT_ON_WORKER_LOST": False}),
-    Removal("worker_prefetch_multiplier", (faults.hung_tasks,), {"CELERY_WORKER_PREFETCH_MULTIPLIER": None}),
+    Removal("worker_prefetch_multiplier", (faults.busy_neighbour,), {"CELERY_WORKER_PREFETCH_MULTIPLIER": None}),
     Removal(
         "worker_cancel_long_running_tasks_on_connection_loss",
         (faults.restarted_redis, faults.broker_away),
@@ -86,7 +100,16 @@ REMOVALS = (
         (faults.killed_worker,),
         transport("unacked_restore_interval", "unacked_restore_throttle"),
     ),
-    Removal("task_publish_retry_policy", (faults.broker_down_at_enqueue,), {"CELERY_TASK_PUBLISH_RETRY_POLICY": None}),
+    Removal("unacked_mutex_expire", (faults.killed_in_a_look,), transport("unacked_mutex_expire")),
+    Removal("max_connections", (faults.burst,), transport("max_connections"), places=(("redis", "gevent"),)),
+    Removal(
+        "task_publish_retry_policy",
+        (faults.broker_down_at_enqueue, faults.silent_network),
+        {"CELERY_TASK_PUBLISH_RETRY_POLICY": None},
+    ),
+    Removal(
+        "broker_pool_acquire_timeout", (faults.broker_down_at_enqueue,), {"CELERY_BROKER_POOL_ACQUIRE_TIMEOUT": None}
+    ),
     Removal(
         "socket_timeout, socket_connect_timeout",
         (faults.broker_down_at_enqueue, faults.silent_network),
@@ -100,9 +123,10 @@ REMOVALS = (
     ),
     Removal("confirm_publish", (faults.silent_network,), transport("confirm_publish"), places=(RABBITMQ_PREFORK,)),
     Removal(
-        "broker_connection_retry_on_startup",
-        (faults.worker_before_broker,),
-        {"CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP": False},
+        "task_default_exchange_type",
+        (faults.long_countdown,),
+        {"CELERY_TASK_DEFAULT_EXCHANGE_TYPE": None, "CELERY_TASK_CREATE_MISSING_QUEUE_EXCHANGE_TYPE": None},
+        places=(RABBITMQ_PREFORK,),
     ),
     Removal(
         "beat_scheduler",
@@ -112,10 +136,50 @@ REMOVALS = (
     Removal("worker_consumer", (faults.unknown_task,), {"CELERY_WORKER_CONSUMER": None}),
     Removal("LOST_WORKERS_PER_TASK", (faults.poison_task,), {"LOST_WORKERS_PER_TASK": 10**6}),
     Removal("DURABLE_TASK_RESEND_SECONDS", (faults.lost_data,), {"DURABLE_TASK_RESEND_SECONDS": 10**6}),
-    Removal("the transport for Redis", (faults.restarted_redis,), lines="TRANSPORT_ALIASES.update"),
+    Removal("quorum queues", (faults.killed_node,), lines="ProjectAMQP", places=(("cluster", "prefork"),)),
+    Removal("the transport for Redis", (faults.restarted_redis,), lines="redis_transport:Transport"),
     Removal("ProjectTask", (faults.transactions, faults.lost_data), lines="task_cls="),
+    Removal("WORKER_STOP_SECONDS", (faults.stopped_in_mid_task,), {"WORKER_STOP_SECONDS": 10**6}),
     Removal("the step Patience", (faults.stopped_in_mid_task, faults.silent_network), lines="stopping:Patience"),
-    Removal("the step Upkeep", (faults.killed_worker,), lines="worker:Upkeep", places=(("redis", "gevent"),)),
+)
+
+
+class Rival(NamedTuple):
+    """What a template sets that bare Celery does not, and the faults that this makes a difference to, or ought to."""
+
+    name: str
+    settings: Settings
+    acts: tuple[Act, ...]
+
+
+EVENTS = {"CELERY_WORKER_SEND_TASK_EVENTS": True, "CELERY_TASK_SEND_SENT_EVENT": True, "CELERY_TASK_TIME_LIMIT": 300}
+DEATHS = (faults.killed_child, faults.killed_worker, faults.stopped_in_mid_task, faults.poison_task, faults.hung_tasks)
+SENDING = (faults.restarted_redis, faults.broker_down_at_enqueue, faults.transactions)
+RIVALS = (
+    Rival(
+        "cookiecutter-django",
+        EVENTS
+        | {
+            "CELERY_RESULT_BACKEND_ALWAYS_RETRY": True,
+            "CELERY_RESULT_BACKEND_MAX_RETRIES": 10,
+            "CELERY_RESULT_EXTENDED": True,
+            "CELERY_TASK_SOFT_TIME_LIMIT": 60,
+            "CELERY_TASK_TRACK_STARTED": None,
+        },
+        (*DEATHS, *SENDING, faults.cleared_cache, faults.two_beats),
+    ),
+    Rival(
+        "cookiecutter-rt-django",
+        EVENTS
+        | {
+            "CELERY_BROKER_POOL_LIMIT": 50,
+            "CELERY_RESULT_EXPIRES": 86400,
+            "CELERY_TASK_ANNOTATIONS": {"*": {"acks_late": True, "reject_on_worker_lost": True}},
+            "CELERY_TASK_TRACK_STARTED": None,
+            "CELERY_WORKER_PREFETCH_MULTIPLIER": 1,
+        },
+        (*DEATHS, *SENDING),
+    ),
 )
 
 
@@ -140,9 +204,14 @@ def without(ours: Subject, removal: Removal) -> Subject:
 
 
 def plan(ours: Subject, bare: Subject) -> list[Run]:
-    """Return every fault in all its places for both projects, and each removal with the faults that it is about."""
+    """Return every fault in all its places for both projects, then each rival and each removal with its own faults."""
     places = [(fault, place) for fault in FAULTS.values() for place in fault.places]
     both = [Run(*each, subject) for each in places for subject in (bare, ours)]
+    rivals = [
+        Run(FAULTS[act.__name__], REDIS_PREFORK, replace(bare, name=rival.name, settings=rival.settings))
+        for rival in RIVALS
+        for act in rival.acts
+    ]
     removed = [
         Run(FAULTS[act.__name__], place, subject)
         for removal in REMOVALS
@@ -150,7 +219,7 @@ def plan(ours: Subject, bare: Subject) -> list[Run]:
         for act in removal.acts
         for place in removal.places
     ]
-    return both + removed
+    return both + rivals + removed
 
 
 def happen(run: Run, folder: Path, rabbitmq_port: int) -> Outcome:
@@ -161,34 +230,42 @@ def happen(run: Run, folder: Path, rabbitmq_port: int) -> Outcome:
         return stalled.outcome
 
 
-def report(done: list[tuple[Run, Outcome]]) -> str:
-    """Return the tables: all faults for both projects, and what each setting is there for."""
-    whole = [(run, outcome) for run, outcome in done if run.subject.name in PROJECTS]
-    ours = {(run.fault.name, run.place): outcome for run, outcome in whole if run.subject.hardened}
-    rows = [row(outcome, run.fault.name, *run.place, run.subject.name) for run, outcome in whole]
+def report(runs: list[Run], rounds: list[list[Outcome]]) -> str:
+    """Return the tables: all faults for both projects, some for rivals, and what each setting is there for."""
+    done = list(zip(runs, zip(*rounds, strict=True), strict=True))
+    ours = {(run.fault.name, run.place): outcomes for run, outcomes in done if run.subject.name == OURS}
+    both = [(run, outcomes) for run, outcomes in done if run.subject.name in (BARE, OURS)]
+    rivals = [(run, outcomes) for run, outcomes in done if run.subject.name in {rival.name for rival in RIVALS}]
     removed = [
         f"| {run.subject.name} | {run.fault.name} | {' '.join(run.place)} "
-        f"| {said(ours[run.fault.name, run.place])} | {said(outcome)} |"
-        for run, outcome in done
-        if run.subject.name not in PROJECTS
+        f"| {said(ours[run.fault.name, run.place])} | {said(outcomes)} |"
+        for run, outcomes in done
+        if run.subject.name.startswith("without ")
     ]
     return INTRODUCTION.format(
-        quiet=ours[FAULTS["no_fault"].name, REDIS_PREFORK].seconds,
-        rows=table(rows, "fault", "broker", "pool", "project"),
+        quiet=spread(outcome.seconds for outcome in ours[FAULTS["no_fault"].name, REDIS_PREFORK]),
+        rounds=len(rounds),
+        rows=table((row(outcomes, run.fault.name, *run.place, run.subject.name) for run, outcomes in both), *FIRST),
+        rivals=table((row(outcomes, run.fault.name, run.subject.name) for run, outcomes in rivals), *FIRST[::3]),
         removed="\n".join(["| project | fault | where | with it | without it |", "|" + " --- |" * 5, *removed]),
     )
 
 
-def said(outcome: Outcome) -> str:
-    """Return an outcome in words, without what is nothing."""
-    counts = {"refused": outcome.refused, "failed": outcome.failed, "stuck": outcome.stuck, "run twice": outcome.twice}
-    words = [f"{outcome.lost} lost", *(f"{count} {name}" for name, count in counts.items() if count)]
-    words += [] if outcome.seconds is None else [f"{outcome.seconds:.0f} s"]
-    return ", ".join(words) + (f" ({outcome.note})" if outcome.note else "")
+def said(outcomes: Sequence[Outcome]) -> str:
+    """Return what became of the tasks in words, without what is nothing."""
+    counts = {"lost": "lost", "refused": "refused", "failed": "failed", "stuck": "stuck", "twice": "run twice"}
+    figures = {name: spread(getattr(outcome, name) for outcome in outcomes) for name in (*counts, "seconds")}
+    words = [f"{figures[name]} {word}" for name, word in counts.items() if name == "lost" or figures[name] != "0"]
+    words += [f"{figures['seconds']} s"] if figures["seconds"] else []
+    notes = " / ".join(dict.fromkeys(outcome.note for outcome in outcomes if outcome.note))
+    return ", ".join(words) + (f" ({notes})" if notes else "")
 
 
 def main() -> None:
     """Let everything happen, print and write the tables."""
+    parser = argparse.ArgumentParser(prog="python -m bench faults", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=1, help="how often each fault happens (default: 1, half an hour)")
+    rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
         (folder / "rabbitmq").mkdir()
@@ -197,11 +274,13 @@ def main() -> None:
         with rabbitmq_server(folder / "rabbitmq") as (_, url), ThreadPoolExecutor(AT_A_TIME) as threads:
             port = int(url.rstrip("/").rpartition(":")[2])
             runs = plan(ours, bare)
-            places = [folder / f"run{number}" for number in range(len(runs))]
-            outcomes = list(threads.map(happen, runs, places, [port] * len(runs)))
-    text = report(list(zip(runs, outcomes, strict=True)))
-    RESULTS.write_text(text)
-    print(text)
+            done = []
+            for number in range(rounds):
+                places = [folder / f"round{number}-run{place}" for place in range(len(runs))]
+                done.append(list(threads.map(happen, runs, places, [port] * len(runs))))
+                # What is there so far, because all of it takes long.
+                RESULTS.write_text(report(runs, done))
+    print(report(runs, done))
 
 
 if __name__ == "__main__":

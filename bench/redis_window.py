@@ -6,23 +6,22 @@ of broker and database. `uv run python -m bench redis_window` prints the table a
 """
 
 import argparse
-import os
 import random
-import signal
-import subprocess
 import tempfile
 import time
 from collections import Counter
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 from tests import template
-from tests.browser import free_port
-from tests.processes import Program, installed, needed, run, wait_for_broker
+from tests.faults.brokers import Redis
+from tests.processes import Program, installed, run
 
 RESULTS = Path(__file__).with_name("redis_window.md")
 SUBJECTS = ("kombu", "ours")
+VICTIMS = {"server": "redis-server", "worker": "the worker"}
 # A task is lost when nothing has come for so long, several times the visibility timeout.
 PATIENCE_SECONDS = 30.0
 MODULE = """
@@ -78,27 +77,20 @@ class Scene:
 
     def __init__(self, project: Path, folder: Path, subject: str) -> None:
         self.project, self.folder = project, folder
-        self.port = free_port()
+        self.redis, self.exits = Redis(folder), 0
         self.sent, self.done = folder / "sent", folder / "done"
         self.sent.touch()
         self.done.touch()
         self.variables = {
-            "CELERY_BROKER_URL": f"redis://127.0.0.1:{self.port}/0",
+            "CELERY_BROKER_URL": self.redis.url(),
             "DEBUG": "1",
             "DONE": str(self.done),
             "SENT": str(self.sent),
             "SUBJECT": subject,
         }
-        self.server, self.exits = self.start_server(), 0
         self.worker = self.start_worker()
         sender = (project / ".venv/bin/python", "-c", "from acme.window import send; send()")
         self.sender = Program(project, folder / "sender.log", *sender, **self.variables)
-
-    def start_server(self) -> Program:
-        options = ("--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes")
-        server = Program(self.folder, self.folder / "redis.log", needed("redis-server"), *options)
-        wait_for_broker(server, "redis", self.port)
-        return server
 
     def start_worker(self) -> Program:
         command = (self.project / ".venv/bin/celery", "-A", "acme.window", "worker", "-c", "2")
@@ -106,11 +98,11 @@ class Scene:
 
     def kill(self, victim: str) -> None:
         """Kill the victim with all that it has started, and start it again."""
-        program = self.server if victim == "server" else self.worker
-        end(program)
         if victim == "server":
-            self.server = self.start_server()
+            self.redis.close()
+            self.redis.start()
         else:
+            self.worker.kill()
             self.worker = self.start_worker()
 
     def revive(self) -> None:
@@ -138,17 +130,9 @@ class Scene:
         return set(self.sent.read_text().split()) - set(self.ran())
 
     def close(self) -> None:
-        for program in (self.sender, self.worker, self.server):
-            end(program)
-
-
-def end(program: Program) -> None:
-    """Kill a program and its children at once."""
-    children = subprocess.run(["pgrep", "-P", str(program.process.pid)], text=True, capture_output=True).stdout.split()
-    for pid in (program.process.pid, *map(int, children)):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    program.process.wait()
+        self.sender.kill()
+        self.worker.kill()
+        self.redis.close()
 
 
 def measure(project: Path, folder: Path, subject: str, victim: str, restarts: int) -> Outcome:
@@ -161,7 +145,7 @@ def measure(project: Path, folder: Path, subject: str, victim: str, restarts: in
             scene.wait_for(20)
             time.sleep(random.uniform(0, 0.3))
             scene.kill(victim)
-        end(scene.sender)
+        scene.sender.kill()
         scene.wait_for(len(scene.missing()))
         runs = Counter(scene.ran())
         sent = len(set(scene.sent.read_text().split()))
@@ -173,20 +157,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench redis_window", description=__doc__)
     parser.add_argument("--restarts", type=int, default=100)
     parser.add_argument("--transport", choices=SUBJECTS, action="append")
-    parser.add_argument("--victim", choices=("server", "worker"), default="server")
+    parser.add_argument("--victim", choices=VICTIMS, action="append")
     options = parser.parse_args()
     lines = [
-        f"| transport, {options.restarts} kills of the {options.victim} | sent | lost | run twice | worker exits |"
+        f"| {options.restarts} kills of | transport | sent | lost | run twice | worker exits |",
+        f"|{' --- |' * 6}",
     ]
-    lines.append("| --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         project, programs = installed(template.snapshot(work / "template"), work, "3.13", use_flower=False)
         run(project, programs / "python", "manage.py", "migrate", DEBUG="1")
         (project / "acme/window.py").write_text(MODULE)
-        for subject in options.transport or SUBJECTS:
-            outcome = measure(project, work / subject, subject, options.victim, options.restarts)
-            lines.append(f"| {subject} | {' | '.join(map(str, outcome))} |")
+        for victim, subject in product(options.victim or VICTIMS, options.transport or SUBJECTS):
+            outcome = measure(project, work / f"{victim}-{subject}", subject, victim, options.restarts)
+            lines.append(f"| {VICTIMS[victim]} | {subject} | {' | '.join(map(str, outcome))} |")
             print(lines[-1], flush=True)
     text = "\n".join(["# The Redis window", "", "Made by `uv run python -m bench redis_window`.", "", *lines]) + "\n"
     RESULTS.write_text(text)

@@ -11,12 +11,13 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+import psutil
 import pytest
 
 from tests import template
@@ -133,6 +134,15 @@ class Program:
         assert found, f"{pattern!r} does not come from {self.process.args}:\n{self.text}"
         return found
 
+    def kill(self) -> None:
+        """Kill the program and its children, as the end of a container does."""
+        with suppress(psutil.NoSuchProcess):
+            parent = psutil.Process(self.process.pid)
+            for each in (parent, *parent.children(recursive=True)):
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
+        self.process.wait()
+
     def stop(self) -> None:
         """Ask the program to end and wait until it has; kill it and fail if it does not."""
         self.process.terminate()
@@ -185,31 +195,52 @@ def redis_server(folder: Path) -> Iterator[tuple[Program, str]]:
 @contextmanager
 def rabbitmq_server(folder: Path) -> Iterator[tuple[Program, str]]:
     """Run RabbitMQ as a node of its own, with its files and its name service in the folder; takes about 20 seconds."""
+    with rabbitmq_cluster(folder, 1) as [node]:
+        yield node
+
+
+@contextmanager
+def rabbitmq_cluster(folder: Path, size: int) -> Iterator[list[tuple[Program, str]]]:
+    """Run so many nodes of RabbitMQ as one broker; yield each with its URL."""
     server_path, epmd_path = needed(RABBITMQ, "rabbitmq-server"), needed("epmd")
-    port, names_port = free_port(), str(free_port())
+    ports, names_port = [free_port() for _ in range(size)], str(free_port())
     (folder / "plugins").write_text("[].\n")
-    node = {
+    names = [f"proof{port}@localhost" for port in ports]
+    nodes = [f"cluster_formation.classic_config.nodes.{number} = {name}\n" for number, name in enumerate(names, 1)]
+    # Made here, because nodes that start together would each make one.
+    (folder / ".erlang.cookie").write_text("ONLYHERE")
+    (folder / ".erlang.cookie").chmod(0o400)
+    # Alone, it needs nobody to find.
+    (folder / "rabbitmq.conf").write_text("".join(nodes) if size > 1 else "")
+    shared = {
         "ERL_EPMD_ADDRESS": "127.0.0.1",
         "ERL_EPMD_PORT": names_port,
         # Where Erlang keeps its cookie.
         "HOME": str(folder),
-        "RABBITMQ_CONFIG_FILE": str(folder / "none"),
+        "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
         "RABBITMQ_CONF_ENV_FILE": os.devnull,
-        "RABBITMQ_DIST_PORT": str(free_port()),
         "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
         "RABBITMQ_LOG_BASE": str(folder),
         "RABBITMQ_MNESIA_BASE": str(folder),
-        "RABBITMQ_NODENAME": f"proof{port}@localhost",
         "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
-        "RABBITMQ_NODE_PORT": str(port),
     }
-    with (
+    with ExitStack() as stack:
         # Ours, because the one that RabbitMQ starts by itself outlives it.
-        started(folder, folder / "epmd.log", epmd_path, "-port", names_port, "-address", "127.0.0.1"),
-        started(folder, folder / "rabbitmq.log", server_path, **node) as server,
-    ):
-        wait_for_broker(server, "amqp", port)
-        yield server, f"amqp://guest:guest@127.0.0.1:{port}//"
+        stack.enter_context(
+            started(folder, folder / "epmd.log", epmd_path, "-port", names_port, "-address", "127.0.0.1")
+        )
+        servers = []
+        for port, name in zip(ports, names, strict=True):
+            own = {
+                "RABBITMQ_DIST_PORT": str(free_port()),
+                "RABBITMQ_NODENAME": name,
+                "RABBITMQ_NODE_PORT": str(port),
+            }
+            server = started(folder, folder / f"{name}.log", server_path, **shared, **own)
+            servers.append(stack.enter_context(server))
+        for server, port in zip(servers, ports, strict=True):
+            wait_for_broker(server, "amqp", port)
+        yield [(server, f"amqp://guest:guest@127.0.0.1:{port}//") for server, port in zip(servers, ports, strict=True)]
 
 
 # Databases ------------------------------------------------------------------

@@ -4,11 +4,11 @@ import re
 import socket
 import subprocess
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from tests.browser import free_port
-from tests.processes import Program, environment, needed, wait_for_broker
+from tests.processes import Program, environment, needed, rabbitmq_cluster, wait_for_broker
 
 
 class Broker:
@@ -55,6 +55,25 @@ class Redis(Broker):
     def held(self) -> set[int]:
         messages = self.ask("LRANGE", "celery", "0", "-1") + self.ask("HVALS", "unacked")
         return {int(identity) for identity in re.findall(r'"argsrepr": "\((\d+),', messages)}
+
+
+class Cluster(Broker):
+    """A RabbitMQ of three nodes; whoever is sent to one of them finds the others when that is gone."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "rabbitmq").mkdir()
+        self.stack = ExitStack()
+        self.nodes = self.stack.enter_context(rabbitmq_cluster(folder / "rabbitmq", 3))
+
+    def url(self, port: int | None = None) -> str:
+        return ";".join(url for _, url in self.nodes)
+
+    def kill_first(self) -> None:
+        """Kill the node that everybody is connected to."""
+        self.nodes[0][0].kill()
+
+    def close(self) -> None:
+        self.stack.close()
 
 
 class Proxy:

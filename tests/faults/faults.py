@@ -1,5 +1,6 @@
 """The faults: each sets the tasks going, does something bad to them, and says what became of them."""
 
+import math
 import os
 import signal
 import socket
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from tests.browser import free_port
 from tests.faults.account import Outcome
-from tests.faults.stage import SLOTS, TASKS, Service, Stage, staged
+from tests.faults.stage import PATIENCE_SECONDS, SLOTS, TASKS, Service, Stage, staged
 from tests.faults.subjects import Settings, Subject
 
 Act = Callable[[Stage], Outcome]
@@ -101,6 +102,19 @@ def killed_worker(stage: Stage) -> Outcome:
     return stage.finish()
 
 
+@fault("kill -9 of the worker while it looks for what others held")
+def killed_in_a_look(stage: Stage) -> Outcome:
+    stage.send()
+    worker = stage.start_worker()
+    stage.until_done(40)
+    stage.until(stage.busy, "the worker is at work")
+    stage.fault()
+    # The lock of kombu is left behind as that worker would have left it.
+    stage.python("-m", "probe.die_looking")
+    worker.kill()
+    return stage.finish()
+
+
 @fault(
     "SIGTERM, 10 s grace, SIGKILL in mid-task",
     brokers=BROKERS,
@@ -118,8 +132,8 @@ def stopped_in_mid_task(stage: Stage) -> Outcome:
     worker = stage.start_worker()
     stage.until(lambda: len(stage.busy()) == SLOTS, "every slot is taken")
     stage.fault()
-    worker.stop(grace_seconds=10)
-    return stage.finish()
+    ended = worker.stop(grace_seconds=10)
+    return replace(stage.finish(), note="ended in time" if ended else "killed")
 
 
 @fault("a task that kills its worker each time")
@@ -151,6 +165,35 @@ def hung_tasks(stage: Stage) -> Outcome:
     return stage.finish()
 
 
+@fault(
+    "tasks of 30 s in every slot of one of two workers",
+    CELERY_BROKER_TRANSPORT_OPTIONS={"visibility_timeout": 90},
+    CELERY_TASK_TIME_LIMIT=60,
+    CELERY_TASK_SOFT_TIME_LIMIT=50,
+)
+def busy_neighbour(stage: Stage) -> Outcome:
+    stage.start_worker()
+    stage.send(SLOTS, seconds=30)
+    stage.until(lambda: len(stage.busy()) == SLOTS, "every slot is taken")
+    # These could be run at once, by the other one.
+    stage.send(SLOTS * 3, first=SLOTS)
+    stage.start_worker()
+    stage.fault()
+    stage.send(TASKS - SLOTS * 4, first=SLOTS * 4)
+    outcome = stage.finish()
+    done = {line.identity: line.moment for line in stage.record.of("done")}
+    late = [identity for identity in range(SLOTS, TASKS) if done.get(identity, math.inf) > done.get(0, math.inf)]
+    return replace(outcome, note=f"{len(late)} others waited for them")
+
+
+@fault("100 tasks that end at once, twice", pools=("gevent",))
+def burst(stage: Stage) -> Outcome:
+    stage.send(seconds=2)
+    stage.start_worker(TASKS // 2)
+    stage.fault()
+    return stage.finish()
+
+
 # Brokers that go away -------------------------------------------------------
 
 
@@ -166,6 +209,16 @@ def restarted_redis(stage: Stage) -> Outcome:
         stage.wait(1)
         stage.broker.start()
     return stage.finish()
+
+
+@fault("kill -9 of one of three nodes", brokers=("cluster",))
+def killed_node(stage: Stage) -> Outcome:
+    stage.start_worker()
+    with stage.sending(pause=0.04):
+        stage.until_done(40)
+        stage.fault()
+        stage.broker.kill_first()
+    return replace(stage.finish(), note=slowest(stage))
 
 
 @fault("broker away for 5 s", brokers=BROKERS)
@@ -190,7 +243,13 @@ def outage(stage: Stage, times: int, seconds: float) -> Outcome:
             stage.wait(seconds)
             way.open()
             stage.wait(1)
-    return stage.finish()
+    return replace(stage.finish(), note=slowest(stage))
+
+
+def slowest(stage: Stage) -> str:
+    """Say how long the slowest sending took, or the slowest refusal."""
+    took = max(float(line.detail.split()[0]) for line in (*stage.record.of("sent"), *stage.record.of("refused")))
+    return f"a sender waited {took:.1f} s"
 
 
 @fault("network swallows everything for 5 s", brokers=BROKERS)
@@ -204,7 +263,11 @@ def silent_network(stage: Stage) -> Outcome:
         stage.wait(5)
         way.cut()
         way.open()
-    return stage.finish()
+    return replace(stage.finish(), note=slowest(stage))
+
+
+CROWD = 40
+UNENDING = f"no end in {PATIENCE_SECONDS} s"
 
 
 @fault("broker down at enqueue", brokers=BROKERS)
@@ -214,9 +277,14 @@ def broker_down_at_enqueue(stage: Stage) -> Outcome:
         for identity, port in enumerate(ports.values()):
             stage.variables["CELERY_BROKER_URL"] = stage.broker.url(port)
             stage.send(1, first=identity)
+            # The requests of a busy site, which share ten connections.
+        stage.send(CROWD, first=len(ports), at_once=CROWD)
     said = {line.identity: line.detail for line in stage.record.of("refused")}
-    notes = [f"{name}: {said.get(identity, 'no end in 60 s')}" for identity, name in enumerate(ports)]
-    return stage.outcome("; ".join(notes))
+    crowd = [said[identity] for identity in range(len(ports), len(ports) + CROWD) if identity in said]
+    waits = [said.get(identity, UNENDING) for identity in range(len(ports))]
+    waits.append(max(crowd, key=lambda detail: float(detail.split()[0])) if len(crowd) == CROWD else UNENDING)
+    names = (*ports, f"silent, {CROWD} at once")
+    return stage.outcome("; ".join(f"{name}: {wait}" for name, wait in zip(names, waits, strict=True)))
 
 
 @fault("worker started while the broker is down", brokers=BROKERS)
@@ -308,7 +376,9 @@ def lost_data(stage: Stage) -> Outcome:
 SHORT_VISIBILITY = {"visibility_timeout": 10, "unacked_restore_interval": 5, "unacked_restore_throttle": 1}
 
 
-@fault("countdown of 15 s, visibility timeout of 10 s", CELERY_BROKER_TRANSPORT_OPTIONS=SHORT_VISIBILITY)
+@fault(
+    "countdown of 15 s, visibility timeout of 10 s", brokers=BROKERS, CELERY_BROKER_TRANSPORT_OPTIONS=SHORT_VISIBILITY
+)
 def long_countdown(stage: Stage) -> Outcome:
     stage.start_worker()
     stage.start_beat()
@@ -328,7 +398,7 @@ def long_task(stage: Stage) -> Outcome:
 
 # Beat -----------------------------------------------------------------------
 
-DUE_TASKS = 20
+DUE_TASKS = 60
 # What two beats need to hear of them.
 SOON_SECONDS = 8
 

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from tests.faults.account import Outcome, Record, Stalled
-from tests.faults.brokers import Broker, Proxy, Redis
+from tests.faults.brokers import Broker, Cluster, Proxy, Redis
 from tests.faults.subjects import Settings, Subject
 from tests.processes import Program
 
@@ -32,16 +32,6 @@ SHORT_LEASE = {"BEAT_LEASE_SECONDS": 6}
 SHORT_VISIBILITY = {"CELERY_BROKER_TRANSPORT_OPTIONS": {"visibility_timeout": 8}}
 
 
-def kill_tree(process: subprocess.Popen) -> None:
-    """Kill a process and its children, as the end of a container does."""
-    with suppress(psutil.NoSuchProcess):
-        parent = psutil.Process(process.pid)
-        for each in (parent, *parent.children(recursive=True)):
-            with suppress(psutil.NoSuchProcess):
-                each.kill()
-    process.wait()
-
-
 class Service:
     """A program that is started again when it has ended, as containers are."""
 
@@ -55,14 +45,16 @@ class Service:
             self.program = self.start(self.starts)
 
     def kill(self) -> None:
-        kill_tree(self.program.process)
+        self.program.kill()
 
-    def stop(self, grace_seconds: float) -> None:
-        """Ask the program to end, and kill it after the grace."""
+    def stop(self, grace_seconds: float) -> bool:
+        """Ask the program to end, and kill it after the grace; return whether it ended by itself."""
         self.program.process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self.program.process.wait(grace_seconds)
+        ended = self.program.process.returncode is not None
         self.kill()
+        return ended
 
 
 class Stage:
@@ -137,7 +129,7 @@ class Stage:
         program = self.python_program(*words)
         with suppress(subprocess.TimeoutExpired):
             program.process.wait(seconds)
-        kill_tree(program.process)
+        program.kill()
         return program.text
 
     def python_program(self, *words: str) -> Program:
@@ -156,7 +148,7 @@ class Stage:
             yield
             self.until(lambda: sender.process.poll() is not None, "the sender ends")
         finally:
-            kill_tree(sender.process)
+            sender.kill()
 
     # Waiting
 
@@ -247,10 +239,10 @@ def own_name(folder: Path) -> str:
 def staged(
     subject: Subject, kind: str, pool: str, folder: Path, changes: Settings, rabbitmq_port: int | None
 ) -> Iterator[Stage]:
-    """Set a stage with a Redis of its own, or with a queue of its own on the RabbitMQ of this port."""
+    """Set a stage with a Redis or a cluster of its own, or with a queue of its own on the RabbitMQ of this port."""
     folder.mkdir(parents=True, exist_ok=True)
     redis = kind == "redis"
-    broker = Redis(folder) if redis else Broker("amqp", rabbitmq_port)
+    broker = Broker("amqp", rabbitmq_port) if kind == "rabbitmq" else {"redis": Redis, "cluster": Cluster}[kind](folder)
     own_queue: Settings = {} if redis else {"CELERY_TASK_DEFAULT_QUEUE": own_name(folder)}
     short = SHORT_LIMITS | SHORT_VISIBILITY | SHORT_LEASE if subject.hardened else {}
     shortened = {**short, **changes}

@@ -1,6 +1,6 @@
 """What the faults did, as a table in Markdown; pytest prints it when faults were among the tests."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tests.faults.account import Outcome
@@ -14,11 +14,18 @@ def heading(*first: str) -> list[str]:
     return [f"| {' | '.join(names)} |", f"|{' --- |' * len(names)}"]
 
 
-def row(outcome: Outcome, *first: str) -> str:
-    """Return the row of an outcome."""
-    seconds = "" if outcome.seconds is None else f"{outcome.seconds:.0f}"
-    counts = (outcome.refused, outcome.failed, outcome.lost, outcome.stuck, outcome.twice)
-    return f"| {' | '.join([*first, *map(str, counts), seconds, outcome.note])} |"
+def spread(values: Iterable[float | None]) -> str:
+    """Return the least and the greatest of some figures, as "3" or "2 to 5"; nothing for none."""
+    rounded = {round(value) for value in values if value is not None}
+    return " to ".join(str(each) for each in sorted({min(rounded), max(rounded)})) if rounded else ""
+
+
+def row(outcomes: Sequence[Outcome], *first: str) -> str:
+    """Return the row of what happened in one run or in several."""
+    names = ("refused", "failed", "lost", "stuck", "twice", "seconds")
+    figures = [spread(getattr(outcome, name) for outcome in outcomes) for name in names]
+    notes = dict.fromkeys(outcome.note for outcome in outcomes)
+    return f"| {' | '.join([*first, *figures, ' / '.join(notes)])} |"
 
 
 def table(rows: Iterable[str], *first: str) -> str:
@@ -31,6 +38,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
     found = [value for report in reports for name, value in report.user_properties if name == "fault"]
     if found:
-        rows = [row(Outcome(**outcome), fault, broker, pool) for fault, broker, pool, outcome in sorted(found, key=str)]
+        rows = [row([Outcome(**outcome)], *where) for *where, outcome in sorted(found, key=str)]
         terminalreporter.section("faults, 200 tasks each")
         terminalreporter.write_line(table(rows, "fault", "broker", "pool"))

@@ -84,6 +84,13 @@ def is_rabbitmq(url: str) -> bool:
     return url.startswith(("amqp", "pyamqp"))
 
 
+def broker_kind(url: str) -> str:
+    """Return the name of the broker's kind as people know it."""
+    if is_redis(url):
+        return "Redis"
+    return "RabbitMQ" if is_rabbitmq(url) else url.partition(":")[0]
+
+
 def answer_limits(url: str, seconds: float) -> dict[str, float]:
     """Return the transport options that bound each wait for the broker; without them Celery waits for ever.
 
@@ -111,10 +118,9 @@ def broker_options(url: str, visibility_timeout_seconds: float) -> dict[str, Any
         "unacked_restore_interval": 5,
         "unacked_restore_throttle": 1,
         # One looks at a time; Celery would wait five minutes for one that died while it looked.
-        "unacked_mutex_expire": 30,
+        "unacked_mutex_expire": 10,
         # One for each acknowledgement under way: a hundred greenlets would exhaust Celery's ten, and run again.
         "max_connections": 200,
-        "socket_keepalive": True,
         **answer_limits(url, SENDER_SECONDS),
     }
 
@@ -151,9 +157,7 @@ def find_server() -> Server | None:
 
 def server_command(server: Server, port: int, data: Path) -> list[str]:
     """Return the command that runs the server for this machine only, and create its directory for data."""
-    data.mkdir(exist_ok=True)
-    # Here rather than in the project's .gitignore: the directory says itself that it is nobody else's business.
-    (data / ".gitignore").write_text("*\n")
+    make_directory(data)
     settings = {
         "bind": "127.0.0.1",
         "port": str(port),
@@ -165,6 +169,13 @@ def server_command(server: Server, port: int, data: Path) -> list[str]:
         "loglevel": "warning",
     }
     return [str(server.program), *(word for name, value in settings.items() for word in (f"--{name}", value))]
+
+
+def make_directory(data: Path) -> None:
+    """Create the directory for what only this checkout needs, unless it is there."""
+    data.mkdir(exist_ok=True)
+    # Here rather than in the project's .gitignore: the directory says itself that it is nobody else's business.
+    (data / ".gitignore").write_text("*\n")
 
 
 def ask_server(port: int, command: str) -> bytes | None:

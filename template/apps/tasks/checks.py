@@ -140,9 +140,9 @@ RULES = [
     ),
     Rule(
         "W006",
-        lambda c: c.conf.broker_connection_max_retries is not None or not c.conf.broker_connection_retry,
-        "A worker ends for good when the broker stays away.",
-        "Set CELERY_BROKER_CONNECTION_RETRY to True and CELERY_BROKER_CONNECTION_MAX_RETRIES to None.",
+        lambda c: not c.conf.broker_connection_retry,
+        "CELERY_BROKER_CONNECTION_RETRY is off: a worker ends whenever the broker goes away.",
+        "Remove it.",
     ),
     Rule(
         "W007",

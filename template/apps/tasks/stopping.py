@@ -5,10 +5,11 @@ is killed and Redis holds their messages back for the visibility timeout; the ot
 one kind of pool, and reads no results while it waits.
 """
 
+import _thread
 import logging
 import os
 import signal
-import threading
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -35,11 +36,16 @@ class Patience(bootsteps.Step):
         def leave_in_time(how: str, **kwargs: object) -> None:
             # The other way, "Cold", ends the running tasks by itself.
             if how == "Warm":
-                timer = threading.Timer(settings.WORKER_STOP_SECONDS, give_back_and_leave, [worker])
-                timer.daemon = True
-                timer.start()
+                # Not by `threading`: it waits until the thread runs, which gevent forbids where it handles signals.
+                _thread.start_new_thread(leave_later, (worker,))
 
         worker_shutting_down.connect(leave_in_time, weak=False)
+
+
+def leave_later(worker: WorkController) -> None:
+    """Leave when the time is over, unless all tasks have ended before and the process with them."""
+    time.sleep(settings.WORKER_STOP_SECONDS)
+    give_back_and_leave(worker)
 
 
 def give_back_and_leave(worker: WorkController) -> None:

@@ -125,14 +125,8 @@ class Upkeep(StartStopStep):
 
 
 def _look(consumer: Consumer) -> None:
-    if not (consumer.task_consumer and consumer.task_consumer.queues):
-        return
-    if takes_tasks(consumer):
+    if consumer.task_consumer and consumer.task_consumer.queues and takes_tasks(consumer):
         alive.touch("worker")
-    channel = consumer.task_consumer.channel
-    if not consumer.hub and consumer.connection.transport.driver_type == "redis":
-        # What dead workers held. With an event loop kombu does it, on these pools nobody else.
-        channel.qos.restore_visible(num=channel.unacked_restore_limit, interval=1)
 
 
 def takes_tasks(consumer: Consumer) -> bool:

@@ -50,7 +50,7 @@ def test_the_settings_of_the_project_are_clean(monkeypatch, url):
         ({"task_default_delivery_mode": 1}, {"tasks.E008"}),
         ({"worker_prefetch_multiplier": 4}, {"tasks.W003"}),
         ({"task_publish_retry_policy": {"max_retries": None}}, {"tasks.W005"}),
-        ({"broker_connection_max_retries": 100}, {"tasks.W006"}),
+        ({"broker_connection_retry": False}, {"tasks.W006"}),
         ({"task_acks_on_failure": False}, {"tasks.W007"}),
         ({"task_always_eager": True}, {"tasks.W008"}),
         ({"beat_scheduler": "django_celery_beat.schedulers:DatabaseScheduler"}, {"tasks.W009"}),

@@ -45,13 +45,13 @@ def test_a_worker_waits_longer_than_a_page(worker):
 @pytest.mark.parametrize(("how", "given_back"), [("Warm", True), ("Cold", False)])
 def test_when_its_time_is_over_it_gives_back_what_still_runs(worker, settings, monkeypatch, how, given_back):
     settings.WORKER_STOP_SECONDS = 7
-    timer = Mock()
-    monkeypatch.setattr("threading.Timer", timer)
+    slept = []
+    monkeypatch.setattr("_thread.start_new_thread", lambda run, arguments: run(*arguments))
+    monkeypatch.setattr("time.sleep", slept.append)
     stopping.Patience(worker)
     worker_shutting_down.send(sender="worker", sig="SIGTERM", how=how, exitcode=0)
-    assert timer.called == given_back
-    if given_back:
-        timer.assert_called_once_with(7, stopping.give_back_and_leave, [worker])
+    assert slept == [7] * given_back
+    assert (("restore_unacked",) in happened(worker)) == given_back
 
 
 def test_processes_do_nothing_more_before_others_get_their_tasks(worker):

@@ -133,12 +133,6 @@ def test_a_worker_that_lost_rabbitmq_is_not(consumer):
     assert alive.problem("worker")
 
 
-def test_without_an_event_loop_the_worker_brings_back_what_others_held(consumer):
-    consumer.hub = None
-    worker._look(consumer)
-    consumer.task_consumer.channel.qos.restore_visible.assert_called_once()
-
-
 def test_the_looks_end_with_the_connection(consumer):
     step = worker.Upkeep(consumer)
     step.start(consumer)

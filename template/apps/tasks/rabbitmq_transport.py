@@ -1,0 +1,36 @@
+"""RabbitMQ as broker, without waiting for ever: a message that is not confirmed in time is an error.
+
+Py-amqp bounds this wait by an option of the socket, which does nothing under gevent: there a broker that froze for
+seconds left a greenlet waiting for good, and with it everybody who wanted to send after it.
+"""
+
+from typing import Any
+
+from kombu.transport import pyamqp
+
+
+class Channel(pyamqp.Channel):
+    """A channel that waits for a confirmation as long as for any other answer."""
+
+    def basic_publish_confirm(self, *args: Any, confirm_timeout: float | None = None, **kwargs: Any) -> Any:
+        """Publish, and wait for the confirmation; raise TimeoutError if it does not come in these seconds."""
+        seconds = confirm_timeout or self.connection.transport.read_timeout
+        return super().basic_publish_confirm(*args, confirm_timeout=seconds, **kwargs)
+
+
+class Connection(pyamqp.Connection):
+    """A connection with these channels."""
+
+    Channel = Channel
+
+
+class Transport(pyamqp.Transport):
+    """Kombu's transport with these connections."""
+
+    Connection = Connection
+
+
+class SSLTransport(pyamqp.SSLTransport):
+    """The same with TLS."""
+
+    Connection = Connection

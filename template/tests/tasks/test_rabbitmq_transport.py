@@ -1,0 +1,25 @@
+"""Nobody waits for ever for RabbitMQ to confirm a message."""
+
+from types import SimpleNamespace
+
+import pytest
+from kombu.transport import TRANSPORT_ALIASES, pyamqp, resolve_transport
+
+from apps.tasks.rabbitmq_transport import Channel
+
+
+@pytest.mark.parametrize("scheme", ["amqp", "pyamqp", "amqps"])
+def test_the_project_uses_these_channels(scheme):
+    assert resolve_transport(TRANSPORT_ALIASES[scheme]).Connection.Channel is Channel
+
+
+@pytest.mark.parametrize(("asked", "waited"), [({}, 0.5), ({"confirm_timeout": 3}, 3)])
+def test_a_confirmation_is_waited_for_as_long_as_any_answer(monkeypatch, asked, waited):
+    waits = []
+    monkeypatch.setattr(
+        pyamqp.Channel, "basic_publish_confirm", lambda *_, confirm_timeout: waits.append(confirm_timeout)
+    )
+    channel = object.__new__(Channel)
+    channel.connection = SimpleNamespace(transport=SimpleNamespace(read_timeout=0.5))
+    channel.basic_publish_confirm("message", **asked)
+    assert waits == [waited]
