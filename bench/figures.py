@@ -12,14 +12,20 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from tests import template
 from tests.browser import Browser
 from tests.dev_support import Terminal
 from tests.template import ROOT, Renderer
-from tests.test_mutants import EQUIVALENT, mutants
+from tests.test_mutants import EQUIVALENT, first_breach, mutants
 
 REPEAT = 5
+COPIER_ROWS = {
+    "copy": "CPU seconds of `copier copy`, without jobs",
+    "toggle": "CPU seconds of `copier update` that switches Celery off",
+}
+FIRST_TASK_ROW = "wall seconds from nothing to a finished task, all packages in uv's cache"
 RESULTS = Path(__file__).with_name("results.md")
 
 
@@ -40,12 +46,18 @@ def command(*arguments: str, cwd: Path) -> None:
     subprocess.run([sys.executable, "-m", "copier", *arguments], cwd=cwd, check=True, capture_output=True)
 
 
-def empty_template(folder: Path, files: list[str]) -> Path:
-    """Make a template with as many files, at the same depth and with the same suffixes, but with nothing in them."""
-    text = "_subdirectory: template\nuse_celery: true\nproject_slug: acme\n"
-    (folder / "copier.yml").parent.mkdir(parents=True)
-    (folder / "copier.yml").write_text(text)
-    for name in files:
+def empty_template(folder: Path, on: set[str], off: set[str]) -> Path:
+    """Make a template of empty files: these, by their paths in our template, with Celery on, and those with it off."""
+    folder.mkdir()
+    (folder / "copier.yml").write_text(
+        "_subdirectory: template\n"
+        "use_celery: true\n"
+        "project_slug: acme\n"
+        "_exclude:\n"
+        "  - |\n"
+        f"    {{% if use_celery %}}{listed(off - on)}    {{% else %}}{listed(on - off)}    {{% endif %}}\n"
+    )
+    for name in on | off:
         path = folder / "template" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{{ _copier_answers | to_nice_yaml }}" if "answers_file" in name else "")
@@ -54,20 +66,35 @@ def empty_template(folder: Path, files: list[str]) -> Path:
     return folder
 
 
+def listed(names: set[str]) -> str:
+    """Return files of the template as lines of `_exclude`."""
+    return "\n" + "".join(f"    /{name.removesuffix('.jinja')}\n" for name in sorted(names))
+
+
+def names(renderer: Renderer, **answers: Any) -> set[str]:
+    """Return the files of our template that a project of these answers is made of."""
+    return {name for _, name in renderer.paths(renderer.context(template.DEFAULTS | answers))}
+
+
 def copier_costs(work: Path) -> dict[str, tuple[float, float]]:
     """Return the CPU seconds of a copy and of a toggle: this template's, and the empty one's."""
     ours = template.snapshot(work / "ours")
-    empty = empty_template(work / "empty", [name for name in template.template_files()])
+    renderer = Renderer()
+    on, off = names(renderer), names(renderer, **template.OFF)
+    empty = empty_template(work / "empty", on, off)
     least: dict[str, list[float]] = {"copy": [9e9, 9e9], "toggle": [9e9, 9e9]}
     for attempt in range(REPEAT):
         # Alternating, so that whatever slows the machine slows both.
         for column, repository in enumerate((ours, empty)):
             made = work / f"made-{column}-{attempt}"
-            answers = ["--data", "project_slug=acme", "--defaults", "--quiet"]
+            # Without the job example, which would keep Celery on.
+            answers = ["--data", "project_slug=acme", "--data", "use_background_tasks=false", "--defaults", "--quiet"]
             copied = cost(lambda: command("copy", *answers, str(repository), str(made), cwd=work))  # noqa: B023
+            assert len(template.tree(made)) == len(on), made
             template.commit_all(made)
-            off = ["--vcs-ref=:current:", "--defaults", "--quiet", "--data", "use_celery=false"]
-            toggled = cost(lambda: command("update", *off, cwd=made))  # noqa: B023
+            switch = ["--vcs-ref=:current:", "--defaults", "--quiet", "--data", "use_celery=false"]
+            toggled = cost(lambda: command("update", *switch, cwd=made))  # noqa: B023
+            assert len(template.tree(made)) == len(off) < len(on), made
             least["copy"][column] = min(least["copy"][column], copied)
             least["toggle"][column] = min(least["toggle"][column], toggled)
     return {name: (pair[0], pair[1]) for name, pair in least.items()}
@@ -102,7 +129,9 @@ def sizes() -> list[tuple[str, str]]:
     worst = max(counts, key=lambda name: counts[name])
     renderer = Renderer()
     on, off = (renderer.project(template.DEFAULTS | answers) for answers in ({}, template.OFF))
-    settings = [len(files["acme/settings.py"].splitlines()) for files in (on, off)]
+    enter_alone = renderer.project(template.DEFAULTS | {"use_background_tasks": True})
+    settings = [len(files["acme/settings.py"].splitlines()) for files in (enter_alone, on, off)]
+    survivors = [mutant for mutant in mutants() if str(mutant) not in EQUIVALENT and not first_breach(mutant)]
     outputs = {
         (path, content)
         for answers in template.distinct_answers()
@@ -114,10 +143,18 @@ def sizes() -> list[tuple[str, str]]:
         ("valid sets of answers", f"{len(template.valid_answers())}"),
         ("distinct projects", f"{len(template.distinct_answers())}"),
         ("distinct files over all of them", f"{len(outputs)}"),
-        ("mutants of conditions", f"{len(mutants())}, of which {len(EQUIVALENT)} are equivalent"),
-        ("files of a project, Celery on and off", f"{len(on)} and {len(off)}"),
-        ("lines of its settings.py, Celery on and off", f"{settings[0]} and {settings[1]}"),
+        (
+            "mutants of conditions",
+            f"{len(mutants())}: {len(survivors)} survive the tests, {len(EQUIVALENT)} make no difference",
+        ),
+        ("files of a project that Enter alone makes; without jobs; without Celery", counts_of(enter_alone, on, off)),
+        ("lines of its settings.py", "; ".join(map(str, settings))),
     ]
+
+
+def counts_of(*projects: dict[str, bytes]) -> str:
+    """Return how many files each project has."""
+    return "; ".join(str(len(project)) for project in projects)
 
 
 def main() -> None:
@@ -127,11 +164,9 @@ def main() -> None:
         copied, finished = first_task(Path(folder))
         rows = sizes()
     for name, (ours, empty) in costs.items():
-        figure = f"{ours:.2f}, {ours / empty:.2f} times as much as an empty template with as many files"
-        rows.append((f"CPU seconds of `copier {'copy' if name == 'copy' else 'update'}` ({name})", figure))
-    rows.append(
-        ("wall seconds from nothing to a finished task", f"{finished:.0f}, of which `copier copy` {copied:.0f}")
-    )
+        figure = f"{ours:.2f}, {ours / empty:.2f} times as much as a template of as many empty files"
+        rows.append((COPIER_ROWS[name], figure))
+    rows.append((FIRST_TASK_ROW, f"{finished:.0f}, of which `copier copy` {copied:.0f}"))
     rows.append(("Copier", version("copier")))
     lines = ["# Figures", "", "Made by `uv run python -m bench`.", "", "| what | figure |", "| --- | --- |"]
     text = "\n".join([*lines, *(f"| {name} | {figure} |" for name, figure in rows)]) + "\n"

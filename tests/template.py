@@ -40,7 +40,7 @@ TEXTS: Answers = {
 }
 SWITCHES: dict[str, tuple[Any, ...]] = {
     "package_manager": ("uv", "pip"),
-    "python_version": ("3.13", "3.11", "3.12", "3.14"),
+    "python_version": ("3.13", "3.11", "3.12"),
     "docker_mode": ("full", "services", "none"),
     "use_async": (False, True),
     "use_background_tasks": (False, True),
@@ -56,6 +56,13 @@ DEFAULTS: Answers = TEXTS | {name: choices[0] for name, choices in SWITCHES.item
 # Answers under which Celery leaves, and each feature that keeps it.
 OFF: Answers = {"use_celery": False}
 FORCING: tuple[Answers, ...] = ({"use_background_tasks": True}, {"subscriptions": "per_unit"}, {"use_ai_chat": True})
+# Every feature that a project can have.
+EVERYTHING: Answers = {
+    "use_ai_chat": True,
+    "use_async": True,
+    "use_background_tasks": True,
+    "subscriptions": "per_unit",
+}
 
 
 def has_celery(answers: Mapping[str, Any]) -> bool:

@@ -133,6 +133,7 @@ def test_a_text_that_is_no_line_is_refused(template_repo, tmp_path, name, text):
 @pytest.mark.parametrize("address", NO_ADDRESSES)
 def test_what_is_no_address_is_refused(template_repo, tmp_path, address):
     assert "is no e-mail address" in refusal(template_repo, tmp_path / "acme", author_email=address)
+    assert not (tmp_path / "acme").exists()
 
 
 def test_who_answers_nothing_gets_celery_and_the_background_task_example(template_repo, tmp_path):
@@ -140,6 +141,16 @@ def test_who_answers_nothing_gets_celery_and_the_background_task_example(templat
     features = recorded(tmp_path / "acme")["features"]
     assert {name for name, value in features.items() if value is True} == {
         *("background_tasks", "celery", "containers", "flower", "redis", "services", "uv")
+    }
+
+
+def test_the_answers_that_tests_combine_are_all_that_can_be_given():
+    given = {}
+    for name, question in template.questions().items():
+        choices = question.get("choices") or [False, True] * (question["type"] == "bool")
+        given[name] = {*(choices.values() if isinstance(choices, dict) else choices)}
+    assert {name: choices for name, choices in given.items() if choices} == {
+        name: {*choices} for name, choices in template.SWITCHES.items()
     }
 
 

@@ -7,16 +7,22 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests import template
 from tests.browser import PATIENCE_SECONDS, Browser, free_port
+from tests.dev_support import wait_until
 from tests.processes import EVERY_SECOND
 
 PASSWORD = "someone:a-secret"
-OWNER = 1000
+# Neither root nor the user of the image and of a first account on a machine, 1000, which would prove nothing.
+OWNER = os.getuid() or 1234
+# In everything private that lies in the folder when the image is made.
+CANARY = "do-not-ship-me"
+PRIVATE = (".env", ".env.production", ".git/config", "db.sqlite3", "media/letter.txt")
 PORTS = ("FLOWER_PORT", "POSTGRES_PORT", "RABBITMQ_PORT", "REDIS_PORT", "WEB_PORT")
 
 
@@ -72,6 +78,9 @@ class Stack:
 
 def started(folder: Path) -> Iterator[Stack]:
     stack = Stack(folder)
+    for name in PRIVATE:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(f"CANARY={CANARY}\n")
     for path in [folder, *folder.rglob("*")]:
         os.chown(path, OWNER, OWNER) if os.geteuid() == 0 else None
     try:
@@ -166,14 +175,49 @@ def test_the_image_starts_the_web_server_and_holds_no_history_or_secret(redis_st
     assert config["Cmd"][:2] == ["gunicorn", "acme.wsgi"]
     assert config["User"] not in ("", "root", "0")
     # Without the folder of the host over it: what is in the image itself.
-    listing = subprocess.check_output(["docker", "run", "--rm", image, "ls", "-A", "/app"], text=True).split()
-    assert {".git", ".env", "db.sqlite3"} & set(listing) == set()
-    assert {"manage.py", "staticfiles"} <= set(listing)
+    look = f"ls -A /app; grep --recursive --files-with-matches {CANARY} /app /home /venv/bin"
+    found = subprocess.run(["docker", "run", "--rm", image, "sh", "-c", look], text=True, capture_output=True).stdout
+    assert {".env.example", "manage.py", "staticfiles"} <= set(found.split())
+    assert CANARY in (redis_stack.folder / ".env").read_text() and "/" not in found, found
 
 
-def test_the_image_serves_in_production(redis_stack):
+def test_the_image_refuses_to_start_without_what_production_needs(redis_stack):
     image = redis_stack.inspect("worker")["Image"]
     refused = subprocess.run(["docker", "run", "--rm", image], text=True, capture_output=True)
     assert refused.returncode != 0
     for name in ("ALLOWED_HOSTS", "CELERY_BROKER_URL", "SECRET_KEY"):
         assert name in refused.stderr
+
+
+PRODUCTION = {
+    "ALLOWED_HOSTS": "127.0.0.1",
+    "BEHIND_HTTPS_PROXY": "1",
+    "CELERY_BROKER_URL": "redis://redis:6379/0",
+    "DATABASE_URL": "postgres://postgres:postgres@postgres:5432/postgres",
+    "SECRET_KEY": "-".join(map(str, range(40))),
+}
+
+
+def test_the_image_serves_in_production(redis_stack):
+    worker, port = redis_stack.inspect("worker"), free_port()
+    [network] = worker["NetworkSettings"]["Networks"]
+    options = [f"--network={network}", f"--publish=127.0.0.1:{port}:8000", "--detach", "--rm"]
+    variables = [f"--env={name}={value}" for name, value in PRODUCTION.items()]
+    started = ["docker", "run", *options, *variables, worker["Image"]]
+    container = subprocess.check_output(started, text=True).strip()
+    try:
+        browser = Browser(f"http://127.0.0.1:{port}")
+        browser.opener.addheaders.append(("X-Forwarded-Proto", "https"))
+        assert wait_until(lambda: answers(browser, "/up") == 200)
+        status, page = browser.get("/")
+        [style] = re.findall(r'href="(/static/[^"]+\.[0-9a-f]{12}\.css)"', page)
+        assert (status, browser.get(style)[0]) == (200, 200)
+    finally:
+        subprocess.run(["docker", "stop", container], check=True, capture_output=True)
+
+
+def answers(browser: Browser, path: str) -> int:
+    """Return the status of a page, and 0 while nobody is there."""
+    with suppress(OSError):
+        return browser.get(path)[0]
+    return 0

@@ -4,6 +4,7 @@ Each test starts real processes: broker, web server, worker and beat.
 """
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests import template
+from tests.browser import Browser
 from tests.dev_support import Terminal, first_of, left_in, running, wait_until
 from tests.processes import environment
 
@@ -27,6 +29,7 @@ pytestmark = [
 ]
 
 READY = r"worker \| .* ready\."
+BEAT_STARTS = r"beat   \| .* beat: Starting\.\.\."
 # A task that tells a file what it does, and takes its time.
 NAP = """
 
@@ -79,10 +82,12 @@ def with_nap(project: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Whatever a test does to the command, no process may outlive it."""
+    """Whatever a test does to the command, no process may outlive it, nor a file that says that one is alive."""
     yield
     for name in {"acme", "complete", "plain"} & set(request.fixturenames):
-        assert not left_in(request.getfixturevalue(name).parent)
+        folder = request.getfixturevalue(name).parent
+        assert not left_in(folder)
+        assert not signs_of_life(folder / "acme")
 
 
 # What tests do --------------------------------------------------------------
@@ -114,6 +119,11 @@ def refused(project: Path, *arguments: str, **variables: str) -> str:
         wait_until(lambda: not terminal.reader.is_alive())
     assert len(terminal.text.splitlines()) == 1 and not running(project), terminal.text
     return terminal.text
+
+
+def signs_of_life(project: Path) -> set[str]:
+    """The names of the processes whose files in the project say that they are alive."""
+    return {file.name.rpartition("-")[2] for file in project.glob(".dev/alive-*")}
 
 
 def free_port() -> int:
@@ -229,7 +239,7 @@ def test_when_one_process_dies_all_stop_with_its_exit_code(acme):
         assert task.read_text() == "begun"
 
 
-def test_nothing_outlives_a_kill_of_the_command_but_what_waits_in_the_queue(acme):
+def test_a_kill_leaves_only_what_waits_in_the_queue_and_sigterm_waits_for_the_task(acme):
     with dev(acme) as terminal:
         terminal.shows(READY)
         begun(acme, "killed", seconds=300)
@@ -239,14 +249,18 @@ def test_nothing_outlives_a_kill_of_the_command_but_what_waits_in_the_queue(acme
     with dev(acme) as terminal:
         port = broker_port(terminal)
         assert wait_until(lambda: ask(port, "LLEN later") == ":1"), terminal.text
-        terminal.press_ctrl_c()
+        terminal.shows(READY)
+        task = begun(acme, "terminated")
+        assert wait_until(lambda: signs_of_life(acme) == {"beat", "worker"})
+        os.kill(terminal.process.pid, signal.SIGTERM)
         assert terminal.exit_code() == 0
+        assert task.read_text() == "done"
 
 
 # Reload ---------------------------------------------------------------------
 
 
-def test_changed_code_restarts_the_worker_after_its_task_and_a_mistake_stops_nothing(acme):
+def test_changed_code_restarts_beat_and_the_worker_after_its_task_and_a_mistake_stops_nothing(acme):
     tasks = acme / "acme/tasks.py"
     code = tasks.read_text()
     try:
@@ -255,6 +269,7 @@ def test_changed_code_restarts_the_worker_after_its_task_and_a_mistake_stops_not
             old = begun(acme, "old")
             tasks.write_text(code.replace('"done"', '"done by new code"'))
             terminal.shows(rf"(?s){READY}.*succeeded in.*{READY}")
+            terminal.shows(rf"(?s){BEAT_STARTS}.*Code has changed: beat starts again.*{BEAT_STARTS}")
             assert old.read_text() == "done"
             new = begun(acme, "new", seconds=0.1)
             assert wait_until(lambda: new.read_text() == "done by new code"), terminal.text
@@ -332,6 +347,7 @@ def test_without_celery_the_web_server_runs_alone_and_reloads(plain):
     with dev(plain) as terminal:
         url = f"http://127.0.0.1:{web_port(terminal)}/"
         assert wait_until(lambda: get(url) == 200), terminal.text
+        assert re.findall("<li>(.*?)</li>", Browser(url).get("")[1]) == ["Users", "Pages"]
         assert all("manage.py" in command or "killpg" in command for command in running(plain).values())
         terminal.shows("Watching for file changes")
 

@@ -1,14 +1,22 @@
-"""What the documentation says is so."""
+"""What the documentation says is so, and its commands do what it says."""
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 
+from bench.__main__ import PARTS
 from docs.generate import PAGE, page
+from tests import contract, template
+from tests.browser import Browser
+from tests.dev_support import Terminal, left_in, running
+from tests.processes import environment, needed, run
 from tests.template import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("bench/*.md")])
+# What a person has set in git, for commands that commit.
+IDENTITY = {f"GIT_{role}_{key}": "t@example.com" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")}
 
 
 def test_the_reference_of_questions_is_the_one_that_copier_yml_gives():
@@ -34,3 +42,119 @@ def test_every_decision_says_what_why_and_at_what_cost():
     for path in sorted(ROOT.glob("docs/decisions/*.md")):
         for part in ("**Decision.**", "**Why.**", "**Cost.**"):
             assert part in path.read_text(), path
+
+
+# Names and numbers ----------------------------------------------------------
+
+
+def test_the_readme_says_how_many_sets_of_answers_there_are():
+    assert f" all {len(template.valid_answers()):,} sets of answers " in (ROOT / "README.md").read_text()
+
+
+def test_the_readme_says_what_the_table_of_faults_says():
+    rows = re.findall(r"^\|.*\| (bare|ours) \|(.*)\|$", (ROOT / "bench/faults.md").read_text(), re.MULTILINE)
+    # After "refused" and "failed" come "lost" and "stuck".
+    missing = {name: [] for name in ("bare", "ours")}
+    for name, figures in rows:
+        missing[name].append(sum(map(int, figures.split("|")[2:4])))
+    claim = "we lose none, it loses or holds some in every second row"
+    assert claim in " ".join((ROOT / "README.md").read_text().split())
+    assert missing["ours"] and not any(missing["ours"])
+    assert sum(map(bool, missing["bare"])) * 2 >= len(missing["bare"])
+
+
+def test_every_part_of_the_bench_that_a_page_names_exists_and_every_one_is_named():
+    text = "".join(path.read_text() for path in PAGES)
+    assert set(re.findall(r"python -m bench ([a-z_]+)", text)) == {*PARTS} - {"figures"}
+
+
+def test_the_reference_of_commands_has_every_command_that_a_project_adds_to_django():
+    files = (ROOT / "template/apps").glob("*/management/commands/[a-z]*.py")
+    reference = (ROOT / "docs/reference/commands.md").read_text()
+    assert set(re.findall(r"`manage\.py (\w+)", reference)) == {path.stem for path in files}
+
+
+# Commands -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone of this repository as it is, without tags, as it has none before its first release."""
+    folder = tmp_path_factory.mktemp("clone").resolve()
+    origin = template.snapshot(folder / "origin")
+    for name in ("LICENSE", "README.md", "pyproject.toml", "uv.lock"):
+        (origin / name).write_bytes((ROOT / name).read_bytes())
+    template.commit_all(origin)
+    template.git(folder, "clone", "--quiet", "--no-tags", str(origin), "repository")
+    assert template.git(folder / "repository", "tag") == ""
+    return folder / "repository"
+
+
+def console(path: str) -> list[list[str]]:
+    """The commands of each console block on a page."""
+    blocks = re.findall(r"^```console\n(.*?)^```", (ROOT / path).read_text(), re.MULTILINE | re.DOTALL)
+    return [re.findall(r"^\$ (.+)$", block, re.MULTILINE) for block in blocks]
+
+
+def shell(folder: Path, commands: list[str]) -> str:
+    """Run commands of a page in a folder, the one after the other; return what they printed."""
+    return run(folder, needed("bash"), "-ec", "\n".join(commands), seconds=600, **IDENTITY)
+
+
+def without_release(project: Path) -> template.Tree:
+    """The files of a project, and its answers but for the release that they were given to."""
+    files = template.tree(project)
+    mode, answers = files[template.ANSWERS_FILE]
+    return files | {template.ANSWERS_FILE: (mode, re.sub(rb"^_(commit|src_path): .*\n", b"", answers, flags=re.M))}
+
+
+@pytest.mark.run
+def test_the_commands_on_the_pages_make_a_project_by_enter_alone_and_switch_celery_off(clone, tmp_path):
+    [copy], _ = console("README.md")
+    with Terminal(clone, ("bash", "-c", copy), environment(COLUMNS="200")) as terminal:
+        # What forces Celery is on, so nobody is asked about it.
+        asked = contract.expected_questions(template.DEFAULTS | {"use_background_tasks": True})
+        for name in filter(asked.__contains__, template.questions()):
+            terminal.shows(re.escape(template.questions()[name]["help"].partition("?")[0]))
+            os.write(terminal.window, b"\r")
+        assert terminal.exit_code() == 0, terminal.text
+        assert "Run tasks in the background" not in terminal.text
+    project = clone.parent / "my-project"
+    assert (project / "apps/jobs").exists() and (project / "apps/tasks").exists()
+    [commit] = console("docs/tutorial/first-project.md")[1]
+    shell(project, [commit])
+
+    by_hand, _ = console("docs/how-to/switch-celery.md")
+    shell(project, by_hand)
+    off = {"project_name": "My Project", "project_slug": "my_project", "use_background_tasks": False}
+    fresh = template.copy(clone, tmp_path / "fresh", **off, **template.OFF)
+    assert not (project / "apps/tasks").exists()
+    assert without_release(project) == without_release(fresh)
+
+
+@pytest.mark.run
+def test_the_tutorial_does_what_it_says(clone):
+    start, [commit], off = console("docs/tutorial/first-project.md")
+    *copy, dev = start
+    shell(clone, copy)
+    project = clone.parent / "acme"
+    with Terminal(project, ("bash", "-c", dev), environment()) as terminal:
+        browser = Browser(terminal.shows(r"web +(http://[\d.:]+)/").group(1))
+        terminal.shows(r"celery@\S+ ready")
+        terminal.shows("Starting development server")
+        assert "Run a task" in browser.get("/")[1]
+        assert browser.run_task(20, 22) == "42"
+        terminal.press_ctrl_c()
+        assert terminal.exit_code() == 0
+    shell(project, [commit])
+
+    *switch, dev = off
+    assert "apps/tasks/" in shell(project, switch)
+    with Terminal(project, ("bash", "-c", dev), environment()) as terminal:
+        browser = Browser(terminal.shows(r"web +(http://[\d.:]+)/").group(1))
+        terminal.shows("Starting development server")
+        assert browser.get("/")[0] == 200
+        assert not re.search("worker|beat|broker|celery|flower", " ".join(running(project).values()))
+        terminal.press_ctrl_c()
+        assert terminal.exit_code() == 0
+    assert not left_in(clone.parent)

@@ -22,6 +22,16 @@ TOGGLES = {
     "rabbitmq-off": ({"celery_broker": "rabbitmq", "docker_mode": "services"}, OFF),
     "redis-rabbitmq": ({}, {"celery_broker": "rabbitmq"}),
     "full-services": ({}, {"docker_mode": "services"}),
+    "jobs-off": ({"use_background_tasks": True}, OFF),
+    "off-jobs": (OFF, {"use_background_tasks": True}),
+    "flower-none": ({}, {"use_flower": False}),
+    "uv-pip": ({}, {"package_manager": "pip"}),
+    "pip-uv": ({"package_manager": "pip"}, {}),
+    "wsgi-asgi": ({}, {"use_async": True}),
+    "chat-none": ({"use_ai_chat": True}, {}),
+    "none-chat": ({}, {"use_ai_chat": True}),
+    "per_unit-none": ({"subscriptions": "per_unit"}, {}),
+    "none-per_unit": ({}, {"subscriptions": "per_unit"}),
 }
 CONFLICT = re.compile(r"^<{7} ", re.MULTILINE)
 

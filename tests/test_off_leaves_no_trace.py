@@ -5,6 +5,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 
 import pytest
+import yaml
 
 from tests import template
 from tests.template import label
@@ -88,6 +89,16 @@ def test_subscriptions_of_one_price_leave_no_word_of_seats_at_stripe(renderer):
     assert not found, "\n".join(sorted(found))
 
 
+@pytest.mark.parametrize(
+    "mode, words", [("none", r"docker[ -]compose|dockerfile"), ("services", r"dockerfile|HOST_UID|--profile|WEB_PORT")]
+)
+def test_containers_off_leave_no_word(renderer, mode, words):
+    chosen = [answers for answers in template.pair_cover() if answers["docker_mode"] == mode]
+    words = re.compile(words, re.IGNORECASE)
+    found = {trace for answers in chosen for trace in traces(renderer.project(answers), words)}
+    assert not found, "\n".join(sorted(found))
+
+
 @pytest.mark.parametrize("broker, other", [("redis", "rabbitmq|amqp"), ("rabbitmq", "redis-data|redis:8")])
 def test_one_broker_leaves_no_word_of_the_other(renderer, broker, other):
     answers = template.DEFAULTS | {"celery_broker": broker}
@@ -103,9 +114,22 @@ def test_off_installs_nothing_of_celery(renderer, answers):
     assert not [line for line in installed if re.search("celery|redis|valkey|flower|kombu|watchfiles|amqp", line)]
 
 
-def variables_read(settings: str) -> set[str]:
-    """The variables that a settings.py reads."""
-    return set(re.findall(r"""\benv(?:\.\w+|iron\.get)?\(\s*"([A-Z_]+)\"""", settings))
+# Not the project's own: what the system, Django and terminals go by.
+OF_THE_SYSTEM = {"DJANGO_SETTINGS_MODULE", "TEMP", "TMPDIR"}
+# Read by libraries themselves: the client of a model, and Flower.
+OF_THE_MODEL = {"OPENAI_API_KEY", "OPENAI_BASE_URL"}
+OF_FLOWER = {"FLOWER_BASIC_AUTH", "FLOWER_PORT"}
+
+
+def variables_read(files: Mapping[str, str]) -> set[str]:
+    """The variables that the Python files of a project read, given by name or by a constant of the same file."""
+    names = set()
+    for path, code in files.items():
+        if path.endswith(".py") and not path.startswith("tests/"):
+            constants = dict(re.findall(r'^([A-Z_]+) = "(.*)"$', code, re.MULTILINE))
+            names |= set(re.findall(r'''\benv(?:\.\w+|iron(?:\.\w+)?)[(\[]\s*"([A-Z_]+)"''', code))
+            names |= {constants[name] for name in re.findall(r"\benviron(?:\.get\(|\[)([A-Z_]+)", code)}
+    return names - OF_THE_SYSTEM
 
 
 def variables_offered(example: str) -> set[str]:
@@ -113,21 +137,42 @@ def variables_offered(example: str) -> set[str]:
     return set(re.findall(r"^(?:# )?([A-Z_]+)=", example, re.MULTILINE))
 
 
+def texts(renderer: template.Renderer, answers: template.Answers) -> dict[str, str]:
+    """The whole project as texts, by path."""
+    return {path: content.decode() for path, content in renderer.project(answers).items()}
+
+
+def variables_filled_in(compose: str) -> set[str]:
+    """The variables that compose puts into its file: `${NAME}`, with a default or without."""
+    return set(re.findall(r"\$\{([A-Z_]+)", compose))
+
+
 @pytest.mark.parametrize("answers", template.pair_cover(), ids=label)
 def test_every_variable_that_is_offered_is_read_and_the_reverse(renderer, answers):
-    files = {path: content.decode() for path, content in renderer.project(answers).items()}
-    # Flower and the client of a model read their variables themselves.
-    own = {"FLOWER_BASIC_AUTH"} if "flowerconfig.py" in files else set()
-    own |= {"OPENAI_API_KEY"} if "apps/chat/ai.py" in files else set()
-    assert variables_offered(files[".env.example"]) == variables_read(files["acme/settings.py"]) | own
+    files = texts(renderer, answers)
+    read = variables_read(files) | variables_filled_in(files.get("docker-compose.yml", ""))
+    read |= OF_THE_MODEL if "apps/chat/ai.py" in files else set()
+    assert variables_offered(files[".env.example"]) == read
 
 
 @pytest.mark.parametrize("answers", template.pair_cover(), ids=label)
-def test_every_variable_in_compose_is_read_by_settings_or_by_compose_itself(renderer, answers):
-    files = {path: content.decode() for path, content in renderer.project(answers).items()}
-    compose = files.get("docker-compose.yml", "")
-    given = set(re.findall(r"^  ([A-Z_]+): ", compose, re.MULTILINE)) - {"DEPENDENCY_GROUP"}
-    assert given <= variables_read(files["acme/settings.py"])
+def test_every_variable_in_compose_is_read_by_the_project_or_by_flower(renderer, answers):
+    files = texts(renderer, answers)
+    services = yaml.safe_load(files.get("docker-compose.yml", "services: {}"))["services"]
+    ours = {name: service for name, service in services.items() if service["image"] == "acme:development"}
+    assert bool(ours) == (answers["docker_mode"] == "full")
+    for name, service in ours.items():
+        given = set(service["environment"])
+        assert {"DATABASE_URL", "DEBUG"} <= given
+        assert given <= variables_read(files) | (OF_FLOWER if name == "flower" else set()), name
+
+
+def test_no_port_on_this_machine_moves_the_one_in_the_container(renderer):
+    """Containers are given all of .env, and Flower takes FLOWER_PORT for its own."""
+    compose = texts(renderer, template.DEFAULTS)["docker-compose.yml"]
+    flower = yaml.safe_load(compose)["services"]["flower"]
+    [(name, inside)] = re.findall(r"\$\{(\w+):-\d+\}:(\d+)$", flower["ports"][0])
+    assert flower["environment"][name] == inside
 
 
 def test_secrets_are_read_byte_for_byte(renderer):
@@ -136,3 +181,29 @@ def test_secrets_are_read_byte_for_byte(renderer):
     settings = renderer.project(answers)["acme/settings.py"].decode()
     interpreted = re.findall(r"""\benv\.\w+\(\s*"(\w*(?:KEY|PASSWORD|SECRET|TOKEN))\"""", settings)
     assert interpreted == [] and 'os.environ.get("STRIPE_SECRET_KEY"' in settings
+
+
+# What no project has ---------------------------------------------------------
+
+
+def traces_in_projects(renderer: template.Renderer, words: str) -> set[str]:
+    """Where the words stand in any project, its README and its tests apart."""
+    pattern = re.compile(words)
+    found = {trace for answers in template.pair_cover() for trace in traces(renderer.project(answers), pattern)}
+    return {trace for trace in found if not trace.startswith(("README.md:", "tests/"))}
+
+
+def test_nothing_is_installed_or_loaded_from_elsewhere_than_the_package_index_and_the_project(renderer):
+    assert not traces_in_projects(renderer, r"\bgit\+|@ (?:git|https?):|(?:src|href|action)=.https?:")
+
+
+def test_no_tool_is_fetched_when_it_runs(renderer):
+    assert not traces_in_projects(renderer, r"\b(?:uvx|npx|pipx|curl|wget)\b|\buv tool\b|\buv run --with\b")
+
+
+def test_no_command_puts_beat_into_a_worker_but_that_of_development(renderer):
+    """Which has the pool solo. With gevent Celery refuses it: see test_workers_run.py."""
+    assert not traces_in_projects(renderer, r"worker.*(?:--beat|-B)\b")
+    readme = texts(renderer, template.DEFAULTS)["README.md"]
+    assert [line for line in readme.splitlines() if "--beat" in line and "--pool=solo --beat" not in line] == []
+    assert "--beat" in readme

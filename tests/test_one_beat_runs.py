@@ -8,6 +8,7 @@ import json
 import shutil
 import signal
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +19,16 @@ import pytest
 
 from tests.browser import free_port
 from tests.dev_support import left_in, wait_until
-from tests.processes import Program, environment, installed, needed, postgresql_server, redis_server, run, started
+from tests.processes import (
+    Program,
+    environment,
+    installed,
+    needed,
+    postgresql_server,
+    redis_server,
+    run,
+    started,
+)
 
 pytestmark = pytest.mark.run
 
@@ -40,6 +50,29 @@ BEAT_LEASE_SECONDS = float(os.environ["LEASE_SECONDS"])
 # No task beside those of the proof.
 CELERY_RESULT_EXPIRES = None
 """
+# Celery with a clock that is as many seconds off as a file says.
+JUMPS = """
+import sys, threading, time
+from pathlib import Path
+import time_machine
+from celery.__main__ import main
+
+clock, moved = Path(sys.argv.pop(1)), 0
+machine = time_machine.travel(time.time(), tick=True).start()
+
+def follow():
+    global moved
+    while True:
+        wanted = int(clock.read_text() or moved)
+        if wanted != moved:
+            print("The clock jumps", flush=True)
+            machine.shift(wanted - moved)
+            moved = wanted
+        time.sleep(0.2)
+
+threading.Thread(target=follow, daemon=True).start()
+main()
+"""
 HOLDS, STANDS_BY = "This beat holds the lease", "Standing by, "
 
 
@@ -59,14 +92,14 @@ class Scene:
     def manage(self, *command: str) -> None:
         run(self.project, self.project / ".venv/bin/python", "manage.py", *command, **self.variables)
 
-    def beat(self, name: str) -> Program:
-        """Start a beat that ends with the scene."""
-        command = (self.project / ".venv/bin/celery", "-A", "acme", "beat", "-l", "info")
+    def beat(self, name: str, *celery: str | Path) -> Program:
+        """Start a beat that ends with the scene, by another Celery than usual if one is given."""
+        command = (*(celery or [self.project / ".venv/bin/celery"]), "-A", "acme", "beat", "-l", "info")
         return self.stack.enter_context(started(self.project, self.folder / name, *command, **self.variables))
 
-    def beats(self) -> tuple[Program, Program]:
-        """Start a beat that sends and another that stands by, and schedule the tasks."""
-        first = self.beat("first")
+    def beats(self, *celery: str | Path) -> tuple[Program, Program]:
+        """Start a beat that sends, and another that stands by, and schedule the tasks."""
+        first = self.beat("first", *celery)
         first.says(HOLDS)
         second = self.beat("second")
         second.says(STANDS_BY)
@@ -123,6 +156,21 @@ def hang(scene: Scene) -> None:
         holder.process.send_signal(signal.SIGCONT)
     holder.says(STANDS_BY)
     assert scene.repeated() <= 1
+
+
+def jump_of_the_clock(scene: Scene) -> None:
+    clock = scene.folder / "clock"
+    clock.write_text("0")
+    holder, standby = scene.beats(scene.project / ".venv/bin/python", "-m", "acme.jumps", clock)
+    scene.some_are_sent()
+    # An hour back, for longer than the lease, and then ahead again.
+    clock.write_text("-3600")
+    holder.says("The clock jumps")
+    time.sleep(6)
+    assert len(scene.sent()) < TASKS
+    clock.write_text("0")
+    assert scene.repeated() == 0
+    assert "Sending due task" not in standby.text
 
 
 def outage_of_the_broker(scene: Scene) -> None:
@@ -187,6 +235,7 @@ PROOFS = {
     deploy: with_redis,
     kill: with_redis,
     hang: with_redis,
+    jump_of_the_clock: with_redis,
     outage_of_the_broker: with_the_broker_away,
     outage_of_the_database: with_postgresql,
 }
@@ -203,6 +252,8 @@ def proofs(template_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """The proofs, under way."""
     folder = tmp_path_factory.mktemp("beats").resolve()
     project, programs = installed(template_repo, folder, "3.13")
+    run(project, needed("uv"), "pip", "install", "--python", programs / "python", "time-machine")
+    (project / "acme/jumps.py").write_text(JUMPS)
     (project / "acme/proof.py").write_text(SETTINGS)
     run(project, programs / "python", "manage.py", "migrate", DEBUG="1")
     with ThreadPoolExecutor(3) as pool:

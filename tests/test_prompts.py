@@ -18,34 +18,21 @@ SHARED = [
     "Which Python do the image and CI use?",
     "What runs in Docker during development?",
 ]
-USE_CELERY = "Run tasks in the background and on a schedule with Celery?"
-BROKER = "Which broker carries the tasks"
-FLOWER = "Watch workers and tasks in a browser"
+OF_CELERY = ["Which broker carries the tasks", "Watch workers and tasks in a browser"]
 
 
 @pytest.mark.run
-@pytest.mark.parametrize(
-    "given, put, not_put",
-    [
-        ({"use_ai_chat": True}, [BROKER, FLOWER], [USE_CELERY]),
-        ({"use_ai_chat": False, "use_celery": False}, [], [BROKER, FLOWER]),
-    ],
-    ids=["forced", "off"],
-)
-def test_enter_alone_generates_a_project_and_meets_no_question_without_effect(
-    template_repo, tmp_path, given, put, not_put
-):
-    """Every question takes Enter for its default; those that decide nothing are not put."""
-    given = {"use_background_tasks": False, "subscriptions": "none", "use_async": False} | given
-    known = {name: value for name, value in given.items() if name in template.questions()}
-    data = [f"--data={name}={value}" for name, value in known.items()]
+def test_without_celery_nobody_is_asked_about_its_broker_or_flower(template_repo, tmp_path):
+    """Every question takes Enter for its default; that all are put is in test_documentation.py."""
+    given = {"subscriptions": "none", "use_ai_chat": False, "use_async": False, "use_background_tasks": False}
+    data = [f"--data={name}={value}" for name, value in (given | template.OFF).items()]
     command = [sys.executable, "-m", "copier", "copy", *data, str(template_repo), "acme"]
     with Terminal(tmp_path, command, os.environ | {"TERM": "xterm", "COLUMNS": "200"}) as terminal:
-        for question in [*SHARED, *put]:
+        for question in SHARED:
             terminal.shows(question.replace("?", r"\?"))
             os.write(terminal.window, b"\r")
         assert terminal.exit_code() == 0, terminal.text
-        assert not [question for question in not_put if question in terminal.text]
+        assert not [question for question in OF_CELERY if question in terminal.text]
     assert (tmp_path / "acme/my_project/settings.py").exists()
 
 

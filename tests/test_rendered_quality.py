@@ -4,6 +4,7 @@ import ast
 import itertools
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import yaml
 
 from tests import template
+from tests.processes import needed
 from tests.template import label
 
 NAMES = [
@@ -94,14 +96,42 @@ def test_yaml_fits_its_schema(variants, schema, pattern):
     assert not run("check-jsonschema", "--builtin-schema", f"vendor.{schema}", *files, cwd=variants)
 
 
+def test_toml_is_clean_and_formatted(variants):
+    rules = itertools.chain.from_iterable(("-o", f"array_auto_{change}=false") for change in ("collapse", "expand"))
+    assert not run("taplo", "format", "--check", "--diff", *rules, *places(variants, "pyproject.toml"), cwd=variants)
+
+
+def shell_scripts(outputs: dict[str, list[bytes]]) -> Iterator[str]:
+    """Yield what a shell reads in compose files and workflows."""
+    for compose in compose_files(outputs):
+        for service in compose["services"].values():
+            # Without a list of words, a health check is a line for the shell.
+            yield from [test] if isinstance(test := service.get("healthcheck", {}).get("test"), str) else []
+            words = shlex.split(service.get("command", ""))
+            yield from words[2:] if words[:2] == ["sh", "-c"] else []
+    for content in outputs[".github/workflows/ci.yml"]:
+        for job in yaml.safe_load(content)["jobs"].values():
+            yield from (step["run"] for step in job["steps"] if "run" in step)
+
+
+def test_shell_is_clean(outputs, tmp_path):
+    scripts = sorted(set(shell_scripts(outputs)))
+    assert any("--remove-stale" in script for script in scripts), "the release command is not among them"
+    for number, script in enumerate(scripts):
+        (tmp_path / f"{number}.sh").write_text(f"#!/bin/sh\n{script.rstrip()}\n")
+    files = [template.ROOT / ".ci/run", *sorted(tmp_path.iterdir())]
+    assert not run("shellcheck", *map(str, files), cwd=template.ROOT)
+
+
 def test_dockerfiles_are_clean(variants):
     # DL3042: pip's cache is a mount, which is not part of the image.
     assert not run("hadolint", "--ignore", "DL3042", *places(variants, "Dockerfile"), cwd=variants)
 
 
 def test_make_reads_every_makefile(variants):
+    make = needed("make")
     for path in places(variants, "Makefile"):
-        assert not run("make", "--dry-run", "--makefile", path, "install", "dev", "test", "lint", cwd=variants)
+        assert not run(make, "--dry-run", "--makefile", path, "install", "dev", "test", "lint", cwd=variants)
 
 
 @pytest.mark.skipif(not shutil.which("docker"), reason="docker is not on PATH")

@@ -1,7 +1,9 @@
 """A toggled or updated project equals a freshly generated one, and nobody's edit is lost silently."""
 
+import itertools
 import random
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,10 +101,10 @@ def test_dropping_the_last_feature_that_needs_celery_follows_use_celery(project,
 def test_a_random_walk_over_all_switches_ends_where_a_fresh_project_is(project, render, seed):
     walk = random.Random(seed)
     made = project(**walk.choice(template.valid_answers()))
-    for _ in range(8):
+    for step in range(8):
         names = walk.sample(sorted(template.SWITCHES), walk.randint(1, 3))
         answers = {name: walk.choice(template.SWITCHES[name]) for name in names}
-        toggle(made, by_hand=walk.random() < 1 / 3, **answers)
+        toggle(made, by_hand=step % 3 == 0, **answers)
         assert difference(template.tree(made), fresh(made, render)) == [], answers
 
 
@@ -173,23 +175,70 @@ def test_the_message_after_update_names_what_went_and_how_to_get_it_back(project
     assert (made / "acme/tasks.py").read_text() == "# mine\n"
 
 
-def test_a_new_release_reaches_a_toggled_project(template_repo, tmp_path):
-    """From the release before to this one, with a switch flipped on the way: equal to fresh."""
-    repo = tmp_path / "template"
-    template.git(tmp_path, "clone", "--quiet", str(template_repo), str(repo))
-    made = template.copy(repo, tmp_path / "acme")
-    template.commit_all(made, "Start")
-    readme = repo / "template/README.md.jinja"
-    readme.write_text(readme.read_text().replace("## Run it", "## Run it at once"))
+# What the next release changes in files: a text, a dependency, and a question with a block of its own.
+NEXT_RELEASE = {
+    "copier.yml": {
+        "use_ai_chat:\n": "use_search:\n  type: bool\n  default: true\n\nuse_ai_chat:\n",
+        '      "services":': '      "search": use_search,\n      "services":',
+    },
+    "template/README.md.jinja": {
+        "## Run it\n": "{% if features.search %}\n## Search\n\n{% endif %}\n## Run it at once\n"
+    },
+    "template/pyproject.toml.jinja": {'"django-htmx>=': '"django-htmx>=1.24,>='},
+}
+
+
+@pytest.fixture(scope="module")
+def releases(template_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The template with this release, v1.0.0, and the next one, v2.0.0, with a file more and a file less."""
+    repo = tmp_path_factory.mktemp("releases") / "template"
+    template.git(repo.parent, "clone", "--quiet", str(template_repo), str(repo))
+    for name, changes in NEXT_RELEASE.items():
+        text = (repo / name).read_text()
+        for old, new in changes.items():
+            assert text.count(old) == 1, f"{name}: {old}"
+            text = text.replace(old, new)
+        (repo / name).write_text(text)
     (repo / "template/apps/tasks/added.py").write_text('"""New in this release."""\n')
+    (repo / "template/apps/tasks/README.md").unlink()
     template.commit_all(repo, "Release")
     template.git(repo, "tag", "v2.0.0")
-    copier.run_update(made, data=OFF, defaults=True, overwrite=True, quiet=True)
-    assert difference(template.tree(made), template.tree(template.copy(repo, tmp_path / "off", **OFF))) in (
-        [],
-        [template.ANSWERS_FILE],
-    )
-    assert recorded(made)["_commit"] == "v2.0.0"
+    return repo
+
+
+@pytest.fixture(scope="module")
+def released(releases: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`released(version, **answers)` generates a project of a release once; for tests that only read or copy it."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def released(version: str, **answers: Any) -> Path:
+        key = (version, label(answers))
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("released") / "acme"
+            given = template.DEFAULTS | answers
+            copier.run_copy(str(releases), made[key], data=given, defaults=True, quiet=True, vcs_ref=version)
+        return made[key]
+
+    return released
+
+
+CHAT = {"use_ai_chat": True}
+# From what to what a project goes on the way; a pair of equals changes no answer.
+ON_THE_WAY = [({}, OFF), (OFF, {}), ({}, CHAT), (CHAT, {})]
+MORE_ON_THE_WAY = [pair for pair in itertools.product([{}, OFF, CHAT], repeat=2) if pair not in ON_THE_WAY]
+
+
+@pytest.mark.parametrize(
+    "start, to", [*ON_THE_WAY, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in MORE_ON_THE_WAY)], ids=label
+)
+def test_a_new_release_reaches_a_project_that_is_toggled_on_the_way(released, tmp_path, start, to):
+    """Equal to fresh. There is no earlier release yet, so this one is the earlier, and the next is made up here."""
+    made = tmp_path / "acme"
+    shutil.copytree(released("v1.0.0", **start), made)
+    template.commit_all(made, "Start")
+    answers = {name: template.DEFAULTS[name] for name in start} | to
+    copier.run_update(made, data=answers, defaults=True, overwrite=True, quiet=True)
+    assert difference(template.tree(made), template.tree(released("v2.0.0", **to))) == []
 
 
 def test_recopy_over_a_project_leaves_stale_files_that_do_nothing(project, template_repo):

@@ -146,6 +146,11 @@ def python(project: Path, script: str, *arguments: str, url: str, **variables: s
     return run(project, program, "-c", script, *arguments, CELERY_BROKER_URL=url, DEBUG="1", **variables)
 
 
+def test_a_worker_on_gevent_refuses_to_be_beat_as_well(project):
+    said = run(project, *worker_command(project, "gevent"), "--beat", status=1, DEBUG="1")
+    assert "use standalone beat instead" in said
+
+
 def test_what_is_taken_from_redis_is_on_record_in_the_same_step(project, redis):
     [records, counts, restored, *_] = python(project, TAKE, url=redis[1]).splitlines()
     # The most urgent one, with where it goes back to; the other two still wait.

@@ -10,7 +10,8 @@ import time
 import zlib
 
 STALE_SECONDS = 30.0
-# A folder of its own for each of several workers on one machine, where one must not hide the end of another.
+# A folder of its own for each of several workers on one machine, where one must not hide the end of another. What
+# `manage.py dev` starts has that of the checkout.
 DIRECTORY_VARIABLE = "ALIVE_DIRECTORY"
 
 
@@ -29,6 +30,12 @@ def touch(name: str) -> None:
             os.utime(path(name))
     except OSError:
         pass
+
+
+def forget(name: str) -> None:
+    """Remove the sign of life of a process that has ended."""
+    if os.path.exists(path(name)):
+        os.remove(path(name))
 
 
 def problem(name: str) -> str | None:

@@ -7,7 +7,7 @@ from django_celery_beat.models import PeriodicTask
 
 
 class ScheduledTask(models.Model):
-    """The mark on a periodic task that `bootstrap_celery_tasks` made, and so may change and delete.
+    """The mark on a periodic task that `bootstrap_celery_tasks` made or adopted, and so may change.
 
     A table of its own, because `PeriodicTask` has no column for it but `headers`, which people may edit or empty in the
     admin, and which travels with every message to the workers. This mark survives any edit in the admin, a change of
@@ -16,6 +16,7 @@ class ScheduledTask(models.Model):
 
     name = models.CharField(max_length=200, unique=True, help_text="The key in SCHEDULED_TASKS.")
     periodic_task = models.OneToOneField(PeriodicTask, on_delete=models.CASCADE, related_name="scheduled_task")
+    adopted = models.BooleanField(help_text="Made elsewhere, before the entry was: never deleted with it.")
     entry = models.JSONField(help_text="The entry as it was last written; what differs from it was edited since.")
     # The schedule's row if the command made that as well. No foreign key: there are four tables.
     schedule_kind = models.CharField(max_length=10, blank=True)

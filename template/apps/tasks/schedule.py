@@ -21,11 +21,12 @@ KINDS = ("interval", "crontab", "solar", "clocked")
 class Step:
     """What happens to one periodic task.
 
-    `created` has an entry, `adopted` an entry and a row, `updated` and `unchanged` all three, `removed` and `kept`
-    (no longer in the settings, but not asked to remove) a mark and its row.
+    `created` has an entry, `adopted` an entry and a row, `updated` and `unchanged` all three. Those whose entry is gone
+    have a mark and its row: `removed`, `released` (it was adopted, so only the mark goes), and `kept` (not asked to do
+    either).
     """
 
-    action: Literal["created", "adopted", "updated", "unchanged", "removed", "kept"]
+    action: Literal["created", "adopted", "updated", "unchanged", "removed", "released", "kept"]
     name: str
     note: str
     entry: Entry | None = None
@@ -74,11 +75,14 @@ def plan(entries: Iterable[Entry], *, remove_stale: bool) -> list[Step]:
 
 
 def _plan_stale(mark: ScheduledTask, remove_stale: bool) -> Step:
-    if remove_stale:
-        return Step("removed", mark.name, "no longer in SCHEDULED_TASKS", row=mark.periodic_task, mark=mark)
-    still = "still runs" if mark.periodic_task.enabled else "disabled"
-    note = f"no longer in SCHEDULED_TASKS, {still}; --remove-stale deletes it"
-    return Step("kept", mark.name, note, row=mark.periodic_task, mark=mark)
+    row = mark.periodic_task
+    gone, still = "no longer in SCHEDULED_TASKS", "still runs" if row.enabled else "disabled"
+    if not remove_stale:
+        remedy = "releases it" if mark.adopted else "deletes it"
+        return Step("kept", mark.name, f"{gone}, {still}; --remove-stale {remedy}", row=row, mark=mark)
+    if mark.adopted:
+        return Step("released", mark.name, f"{gone}; made elsewhere, so it stays, {still}", row=row, mark=mark)
+    return Step("removed", mark.name, gone, row=row, mark=mark)
 
 
 def _plan_entry(entry: Entry, mark: ScheduledTask | None, namesake: PeriodicTask | None) -> Step:
@@ -179,11 +183,13 @@ def _take(step: Step) -> None:
             _update(step.entry, step.row, step.mark)
         case "removed":
             _remove(step.mark)
+        case "released":
+            step.mark.delete()
 
 
 def _make(entry: Entry, row: PeriodicTask | None) -> None:
     """Create the periodic task, or take over the one that has its name, and mark it."""
-    mark = ScheduledTask(name=entry.name)
+    mark = ScheduledTask(name=entry.name, adopted=row is not None)
     if row is None:
         enabled = entry.columns["enabled"] and not entry.schedule.is_over(timezone.now())
         row = PeriodicTask(**{**entry.columns, "enabled": enabled}, **_schedule_relations(entry.schedule, mark))

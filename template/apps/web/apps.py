@@ -1,3 +1,5 @@
+from importlib.util import find_spec
+
 from django.apps import AppConfig
 from django.utils.module_loading import autodiscover_modules
 
@@ -11,3 +13,7 @@ class WebConfig(AppConfig):
     def ready(self) -> None:
         """Let every app register its health checks."""
         autodiscover_modules("health")
+
+    def switched_on(self) -> list[str]:
+        """Return what the home page lists: ours, and ASGI where its server is installed."""
+        return [self.verbose_name, *(["ASGI"] if find_spec("uvicorn") else [])]

@@ -1,7 +1,8 @@
 """What `manage.py dev` runs: the web server, and whatever the other apps add.
 
 An installed app takes part with a module `dev` that has a function `processes(options) -> list[Process]` and, where
-something must be done first, `prepare(options)`. The options are those of the command.
+something must be done before they start or after they have ended, `prepare(options)` and `finish(options)`. The options
+are those of the command.
 """
 
 import importlib.util

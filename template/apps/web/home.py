@@ -50,9 +50,13 @@ def facts(request: HttpRequest) -> list[Fact]:
     ]
 
 
-def own_apps() -> list[str]:
-    """Return the names of this project's own apps."""
-    return [config.verbose_name for config in apps.get_app_configs() if config.name.startswith("apps.")]
+def switched_on() -> list[str]:
+    """Return what is switched on, in the order of INSTALLED_APPS: this project's own apps, and what they tell.
+
+    An app is listed by its name, or by the names that the method `switched_on()` of its AppConfig returns.
+    """
+    configs = [config for config in apps.get_app_configs() if config.name.startswith("apps.")]
+    return [name for config in configs for name in _names(config)]
 
 
 def panels(request: HttpRequest) -> list[SafeString]:
@@ -77,6 +81,10 @@ def commands() -> dict[str, str]:
 def superuser_exists() -> bool:
     """Return whether somebody can open the whole admin."""
     return get_user_model().objects.filter(is_superuser=True, is_active=True).exists()
+
+
+def _names(config: AppConfig) -> list[str]:
+    return config.switched_on() if hasattr(config, "switched_on") else [config.verbose_name]
 
 
 def _panel_context(config: AppConfig, request: HttpRequest) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
 from .health import is_fine, run_checks
-from .home import commands, facts, own_apps, panels, superuser_exists
+from .home import commands, facts, panels, superuser_exists, switched_on
 
 
 @login_not_required
@@ -19,7 +19,7 @@ def home(request: HttpRequest) -> HttpResponse:
     """Welcome the visitor; show developers how the project runs, and in development what to do next."""
     context = {"panels": panels(request)}
     if settings.DEBUG or request.user.is_staff:
-        context |= {"facts": facts(request), "own_apps": own_apps()}
+        context |= {"facts": facts(request), "switched_on": switched_on()}
     if settings.DEBUG:
         context |= {"guide": True, "commands": commands(), "superuser_exists": superuser_exists()}
     return render(request, "web/home.html", context)

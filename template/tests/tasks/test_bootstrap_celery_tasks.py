@@ -16,7 +16,7 @@ from celery import current_app, shared_task
 from celery.schedules import crontab, schedule, solar
 from django.conf import settings as project_settings
 from django.core.management import CommandError, call_command
-from django.db import connection, connections
+from django.db import OperationalError, connection, connections
 from django.test.utils import CaptureQueriesContext
 from django_celery_beat.clockedschedule import clocked
 from django_celery_beat.models import (
@@ -417,8 +417,22 @@ def test_a_task_of_the_same_name_and_task_is_adopted(run):
     line = "adopted    greet  made elsewhere, ours from now on; queue, schedule; stays disabled"
     assert line in run({"greet": entry()})
     assert (row().queue, row().interval.every, row().enabled) == (None, 3600, False)
-    run({}, "--remove-stale")
-    assert not PeriodicTask.objects.exists()
+
+
+@pytest.mark.parametrize("still", ["still runs", "disabled"])
+def test_a_task_that_was_adopted_is_released_and_never_deleted(run, still):
+    hand_made("greet", enabled=still == "still runs")
+    run({"greet": entry()})
+    run({"greet": entry(description="Hello")})
+    before = database()
+    assert f"{still}; --remove-stale releases it\n1 kept." in run({})
+    line = f"released   greet  no longer in SCHEDULED_TASKS; made elsewhere, so it stays, {still}\n1 released.\n"
+    assert run({}, "--remove-stale", "--dry-run").startswith(line.partition("\n")[0])
+    assert database() == before
+    assert run({}, "--remove-stale") == line
+    assert database() == {**before, "ScheduledTask": []}
+    assert run({}, "--remove-stale") == "SCHEDULED_TASKS is empty.\n"
+    assert "1 adopted." in run({"greet": entry()})
 
 
 def test_a_task_of_the_same_name_but_another_task_is_refused(run):
@@ -545,6 +559,23 @@ def test_a_release_that_waited_for_another_does_nothing_twice(run, monkeypatch):
     monkeypatch.setattr(schedule_module, "_lock", lock_too_late)
     assert run({"greet": entry()}) == "unchanged  greet\n1 unchanged.\n"
     assert PeriodicTask.objects.count() == 1
+
+
+@pytest.mark.parametrize("entries", [{"greet": entry(), "other": entry()}, {"other": entry(), "greet": entry()}])
+def test_a_release_that_fails_in_the_middle_has_written_nothing(run, monkeypatch, entries):
+    run({"greet": entry(schedule=60), "stale": entry()})
+    before = database()
+    save = ScheduledTask.save
+
+    def save_all_but_one(mark, **options):
+        if mark.name == list(entries)[-1]:
+            raise OperationalError("the server closed the connection unexpectedly")
+        save(mark, **options)
+
+    monkeypatch.setattr(ScheduledTask, "save", save_all_but_one)
+    with pytest.raises(OperationalError):
+        run(entries, "--remove-stale")
+    assert database() == before
 
 
 @pytest.mark.parametrize("entries", [{"greet": entry(args=("Ada",))}, {"greet": entry(enabled=False)}, {}])

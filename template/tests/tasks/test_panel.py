@@ -2,6 +2,7 @@
 
 import time
 from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,7 @@ from kombu.exceptions import OperationalError
 
 from apps.tasks import views
 from apps.users.models import User
+from apps.web import home
 
 HTMX = {"HX-Request": "true"}
 NUMBERS = {"x": "16", "y": "16"}
@@ -119,6 +121,32 @@ def test_without_javascript_the_result_has_a_page_that_reloads(client, run, ask,
     monkeypatch.setattr("celery.Task.delay", lambda *args: sent)
     page = client.get(run(headers=None).url)
     assert page.headers["Refresh"] == "1" and "<html" in page.content.decode()
+
+
+@pytest.mark.parametrize(
+    ("url", "broker"),
+    [
+        ("rediss://127.0.0.1", "Redis"),
+        ("sentinel://127.0.0.1", "Redis"),
+        ("amqp://127.0.0.1", "RabbitMQ"),
+        ("sqs://", "sqs"),
+    ],
+)
+def test_the_home_page_lists_celery_with_its_broker(settings, url, broker):
+    settings.CELERY_BROKER_URL = url
+    assert f"Celery with {broker}" in home.switched_on()
+
+
+def test_without_a_broker_the_home_page_says_so(settings):
+    settings.CELERY_TASK_ALWAYS_EAGER = True
+    assert "Celery with no broker" in home.switched_on()
+
+
+@pytest.mark.parametrize("names", [["dashboard"], []])
+def test_what_adds_a_command_to_celery_is_listed(monkeypatch, names):
+    commands = {"celery.commands": [SimpleNamespace(name=name) for name in names]}
+    monkeypatch.setattr("apps.tasks.apps.entry_points", lambda group: commands[group])
+    assert ("Dashboard" in home.switched_on()) == bool(names)
 
 
 def test_the_panel_is_on_the_home_page(client):

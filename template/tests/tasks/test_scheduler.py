@@ -481,7 +481,7 @@ def test_the_first_signal_between_rounds_ends_beat_and_another_does_not_disturb_
 def test_beat_shows_that_it_is_alive(beat, standing_by):
     if standing_by:
         beat().tick()
-        os.remove(alive.path("beat"))
+        alive.forget("beat")
     assert "no sign of life" in alive.problem("beat")
     beat().tick()
     assert alive.problem("beat") is None

@@ -1,5 +1,6 @@
 """The home page welcomes visitors, and tells developers how the project runs."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -43,6 +44,19 @@ def test_staff_see_how_it_runs(client, page):
 def test_in_development_it_guides_the_newcomer(page, settings):
     settings.DEBUG = True
     assert "How it runs" in page() and "createsuperuser" in page()
+
+
+def test_what_is_switched_on_is_listed(page, settings):
+    settings.DEBUG = True
+    listed = page().partition('<ul class="tags"')[2].partition("</ul>")[0]
+    assert re.findall("<li>(.*?)</li>", listed) == home.switched_on()
+    assert {"Pages", "Users"} <= set(home.switched_on())
+
+
+@pytest.mark.parametrize("server", [object(), None])
+def test_asgi_is_listed_where_its_server_is_installed(monkeypatch, server):
+    monkeypatch.setattr("apps.web.apps.find_spec", lambda name: server)
+    assert ("ASGI" in home.switched_on()) == bool(server)
 
 
 def test_the_first_step_is_done_once_there_is_a_superuser(page, settings):

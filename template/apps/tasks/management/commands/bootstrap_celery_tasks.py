@@ -10,7 +10,8 @@ Who wins, the settings or the admin:
 - A periodic task that this command did not make is left alone. Only if it has the name of an entry is it adopted, when
   it runs the same task; when it runs another, the command refuses.
 - An entry with a new name is a new entry, and the former one is stale. What a stale entry made is reported and goes on
-  running; `--remove-stale` deletes it, and nothing else.
+  running; `--remove-stale` deletes it. What it had adopted is never deleted, but released: it stays as it is, goes on
+  running, and is no more than a task that somebody made in the admin.
 """
 
 from argparse import ArgumentParser
@@ -32,7 +33,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--remove-stale",
             action="store_true",
-            help="delete what this command made for entries that are gone; nothing made in the admin",
+            help="delete what this command made for entries that are gone; release what it had adopted",
         )
         parser.add_argument("--dry-run", action="store_true", help="print what would be done, write nothing")
 

@@ -44,10 +44,11 @@ class Command(BaseCommand):
             processes = [process for module in modules for process in module.processes(options)]
             self.announce(processes)
             call_command("migrate", verbosity=options["verbosity"])
-            for module in modules:
-                if hasattr(module, "prepare"):
-                    module.prepare(options)
-            code = Supervisor(processes, colour=self.in_colour(options)).run()
+            call_each(modules, "prepare", options)
+            try:
+                code = Supervisor(processes, colour=self.in_colour(options)).run()
+            finally:
+                call_each(modules, "finish", options)
         sys.exit(code)
 
     def announce(self, processes: list[Process]) -> None:
@@ -70,6 +71,13 @@ def dev_modules() -> list[ModuleType]:
     configs = [config for config in apps.get_app_configs() if module_has_submodule(config.module, "dev")]
     modules = [import_module(f"{config.name}.dev") for config in configs]
     return [module for module in modules if hasattr(module, "processes")]
+
+
+def call_each(modules: list[ModuleType], name: str, options: dict[str, Any]) -> None:
+    """Call the function of this name of every module that has one."""
+    for module in modules:
+        if hasattr(module, name):
+            getattr(module, name)(options)
 
 
 @contextmanager
