@@ -144,7 +144,10 @@ def answers(browser: Browser) -> bool:
         return False
 
 
-@pytest.fixture(scope="module", params=["polling-prefork", "polling-threads", "streaming-prefork"])
+@pytest.fixture(
+    scope="module",
+    params=["polling-threads", "streaming-prefork", pytest.param("polling-prefork", marks=pytest.mark.slow)],
+)
 def site(request, template_repo, tmp_path_factory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("chat")
     way, pool = request.param.split("-")

@@ -169,6 +169,8 @@ def jump_of_the_clock(scene: Scene) -> None:
     time.sleep(6)
     assert len(scene.sent()) < TASKS
     clock.write_text("0")
+    # A clock that was set is noticed within a minute.
+    wait_until(lambda: len(scene.sent()) == TASKS)
     assert scene.repeated() == 0
     assert "Sending due task" not in standby.text
 

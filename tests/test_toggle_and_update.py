@@ -101,7 +101,7 @@ def test_dropping_the_last_feature_that_needs_celery_follows_use_celery(project,
 def test_a_random_walk_over_all_switches_ends_where_a_fresh_project_is(project, render, seed):
     walk = random.Random(seed)
     made = project(**walk.choice(template.valid_answers()))
-    for step in range(8):
+    for step in range(6):
         names = walk.sample(sorted(template.SWITCHES), walk.randint(1, 3))
         answers = {name: walk.choice(template.SWITCHES[name]) for name in names}
         toggle(made, by_hand=step % 3 == 0, **answers)

@@ -3,6 +3,9 @@
 from types import SimpleNamespace
 
 import pytest
+
+pytest.importorskip("celery")
+
 from kombu.transport import TRANSPORT_ALIASES, pyamqp, resolve_transport
 
 from apps.tasks.rabbitmq_transport import Channel
