@@ -4,6 +4,7 @@ Each pair of figures comes from one run, in which the two alternate: only their 
 the tables and writes throughput.md.
 """
 
+import argparse
 import json
 import socket
 import tempfile
@@ -22,7 +23,6 @@ from tests.faults.stage import Stage, staged
 from tests.faults.subjects import Subject, bare_project, our_project
 
 RESULTS = Path(__file__).with_name("throughput.md")
-ROUNDS = 3
 # Slots of a worker, and how many tasks are sent, by pool and task.
 LOADS = {
     ("prefork", "nothing"): (2, 4000),
@@ -147,6 +147,9 @@ def middle(rounds: list[Figures]) -> Figures:
 
 def main() -> None:
     """Measure, print and write the tables."""
+    parser = argparse.ArgumentParser(prog="python -m bench throughput", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="of ten minutes each (default: 3)")
+    number_of_rounds = parser.parse_args().rounds
     rounds: dict[tuple[str, str, str], list[Figures]] = defaultdict(list)
     scaled: dict[tuple[str, int], list[Figures]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as temporary:
@@ -155,7 +158,7 @@ def main() -> None:
         bare = bare_project(folder, ours.programs)
         without = replace(bare, settings={"CELERY_TASK_IGNORE_RESULT": True})
         subjects = dict(zip(SUBJECTS, (bare, without, ours), strict=True))
-        for number in range(ROUNDS):
+        for number in range(number_of_rounds):
             for (pool, task), (slots, count) in LOADS.items():
                 for name, subject in subjects.items():
                     place = folder / f"{number}-{pool}-{task}-{name}"
@@ -170,7 +173,7 @@ def main() -> None:
         rates = [middle(scaled[task, workers]).rate for workers in WORKERS]
         lines.append(f"| {task} | {' | '.join(f'{rate:.0f} ({rate / rates[0]:.2f})' for rate in rates)} |")
     text = INTRODUCTION.format(
-        rounds=ROUNDS,
+        rounds=number_of_rounds,
         pools=pools_table(figures),
         sending=sending_table(figures),
         workers="\n".join(lines),

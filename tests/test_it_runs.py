@@ -285,6 +285,7 @@ WORKFLOWS = {
 }
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("answers, own_tests", WORKFLOWS.values(), ids=WORKFLOWS)
 def test_the_workflow_would_pass(template_repo, tmp_path, answers, own_tests):
     project = tmp_path.resolve() / "project"
