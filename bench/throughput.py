@@ -36,7 +36,7 @@ WORKERS = (1, 2, 4)
 SUBJECTS = ("bare", "without", "ours")
 INTRODUCTION = """# Throughput
 
-Made by `uv run python -m bench throughput` on Redis: medians of {rounds} rounds in which bare Celery, the project of
+Made by `uv run python -m bench throughput` on Redis: medians of {rounds} round(s) in which bare Celery, the project of
 "First steps with Django", and ours take turns. Bare keeps results in Redis, as there, and ours keeps none unless a task
 asks for it; *without* is bare Celery that keeps none either, so the second ratio is what safety costs. Memory is the
 proportional set size of the worker and its children.
@@ -148,7 +148,7 @@ def middle(rounds: list[Figures]) -> Figures:
 def main() -> None:
     """Measure, print and write the tables."""
     parser = argparse.ArgumentParser(prog="python -m bench throughput", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="of ten minutes each (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="of eight minutes each (default: 3)")
     number_of_rounds = parser.parse_args().rounds
     rounds: dict[tuple[str, str, str], list[Figures]] = defaultdict(list)
     scaled: dict[tuple[str, int], list[Figures]] = defaultdict(list)
