@@ -39,7 +39,7 @@ results. So that nobody waits for an hour, our project runs with a visibility ti
 - *run twice*: done more than once; a task comes back whose end could not be told to the broker.
 - *seconds*: from the fault until the last task was done; without a fault that takes {quiet}.
 
-Each fault happened {rounds} times to each project; two figures are the least and the greatest.
+Rounds: {rounds}. Where there are several, two figures are the least and the greatest.
 
 {rows}
 
@@ -264,7 +264,7 @@ def said(outcomes: Sequence[Outcome]) -> str:
 def main() -> None:
     """Let everything happen, print and write the tables."""
     parser = argparse.ArgumentParser(prog="python -m bench faults", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=1, help="how often each fault happens (default: 1, half an hour)")
+    parser.add_argument("--rounds", type=int, default=1, help="how often each fault happens (default: 1; each takes 25 minutes)")
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
