@@ -264,7 +264,7 @@ def said(outcomes: Sequence[Outcome]) -> str:
 def main() -> None:
     """Let everything happen, print and write the tables."""
     parser = argparse.ArgumentParser(prog="python -m bench faults", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=1, help="how often each fault happens (default: 1; each takes 25 minutes)")
+    parser.add_argument("--rounds", type=int, default=1, help="of 25 minutes each (default: 1)")
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
