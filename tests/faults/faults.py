@@ -266,7 +266,7 @@ def silent_network(stage: Stage) -> Outcome:
     return replace(stage.finish(), note=slowest(stage))
 
 
-CROWD = 40
+CROWD = 100
 UNENDING = f"no end in {PATIENCE_SECONDS} s"
 
 
@@ -277,7 +277,7 @@ def broker_down_at_enqueue(stage: Stage) -> Outcome:
         for identity, port in enumerate(ports.values()):
             stage.variables["CELERY_BROKER_URL"] = stage.broker.url(port)
             stage.send(1, first=identity)
-            # The requests of a busy site, which share ten connections.
+        # The requests of a busy site, which share ten connections.
         stage.send(CROWD, first=len(ports), at_once=CROWD)
     said = {line.identity: line.detail for line in stage.record.of("refused")}
     crowd = [said[identity] for identity in range(len(ports), len(ports) + CROWD) if identity in said]

@@ -75,8 +75,10 @@ def main(
     """Send tasks with the numbers from `first` on, some at once; without `seconds` they take 0.05 to 0.15."""
     numbers = range(first, first + count)
     if at_once > 1:
+        # The first one alone, as a server has sent tasks before it is busy.
+        send(first, task, seconds or 0.05, padding, options)
         with ThreadPoolExecutor(at_once) as threads:
-            for identity in numbers:
+            for identity in numbers[1:]:
                 threads.submit(send, identity, task, seconds or 0.05, padding, options)
         return
     for identity in numbers:
