@@ -91,24 +91,26 @@ def killed_child(stage: Stage) -> Outcome:
     return stage.finish()
 
 
-@fault("kill -9 of the worker", brokers=BROKERS, pools=POOLS)
-def killed_worker(stage: Stage) -> Outcome:
+def in_the_middle(stage: Stage) -> Service:
+    """Have the fault begin when a worker is in the middle of its tasks; return the worker."""
     stage.send()
     worker = stage.start_worker()
     stage.until_done(40)
     stage.until(stage.busy, "the worker is at work")
     stage.fault()
+    return worker
+
+
+@fault("kill -9 of the worker", brokers=BROKERS, pools=POOLS)
+def killed_worker(stage: Stage) -> Outcome:
+    worker = in_the_middle(stage)
     worker.kill()
     return stage.finish()
 
 
 @fault("kill -9 of the worker while it looks for what others held")
 def killed_in_a_look(stage: Stage) -> Outcome:
-    stage.send()
-    worker = stage.start_worker()
-    stage.until_done(40)
-    stage.until(stage.busy, "the worker is at work")
-    stage.fault()
+    worker = in_the_middle(stage)
     # The lock of kombu is left behind as that worker would have left it.
     stage.python("-m", "probe.die_looking")
     worker.kill()
@@ -130,7 +132,7 @@ def stopped_in_mid_task(stage: Stage) -> Outcome:
     stage.send(SLOTS, seconds=12)
     stage.send(TASKS - SLOTS, first=SLOTS)
     worker = stage.start_worker()
-    stage.until(lambda: len(stage.busy()) == SLOTS, "every slot is taken")
+    stage.until_full()
     stage.fault()
     ended = worker.stop(grace_seconds=10)
     return replace(stage.finish(), note="ended in time" if ended else "killed")
@@ -159,7 +161,7 @@ def unknown_task(stage: Stage) -> Outcome:
 def hung_tasks(stage: Stage) -> Outcome:
     stage.start_worker()
     stage.send(SLOTS, seconds=3600)
-    stage.until(lambda: len(stage.busy()) == SLOTS, "every slot is taken")
+    stage.until_full()
     stage.fault()
     stage.send(TASKS - SLOTS, first=SLOTS)
     return stage.finish()
@@ -174,7 +176,7 @@ def hung_tasks(stage: Stage) -> Outcome:
 def busy_neighbour(stage: Stage) -> Outcome:
     stage.start_worker()
     stage.send(SLOTS, seconds=30)
-    stage.until(lambda: len(stage.busy()) == SLOTS, "every slot is taken")
+    stage.until_full()
     # These could be run at once, by the other one.
     stage.send(SLOTS * 3, first=SLOTS)
     stage.start_worker()
@@ -201,7 +203,7 @@ def burst(stage: Stage) -> Outcome:
 def restarted_redis(stage: Stage) -> Outcome:
     stage.send(SLOTS, seconds=4)
     stage.start_worker()
-    stage.until(lambda: len(stage.busy()) == SLOTS, "every slot is taken")
+    stage.until_full()
     with stage.sending(TASKS - SLOTS, first=SLOTS, pause=0.03):
         stage.until(lambda: len(stage.record.count("sent")) > 2 * SLOTS, "more is sent")
         stage.fault()
@@ -352,7 +354,7 @@ def cleared_cache(stage: Stage) -> Outcome:
 def full_redis(stage: Stage) -> Outcome:
     stage.start_worker()
     stage.send(SLOTS, seconds=12)
-    stage.until(lambda: len(stage.busy()) == SLOTS, "every slot is taken")
+    stage.until_full()
     stage.broker.ask("CONFIG", "SET", "maxmemory", "8mb")
     stage.fault()
     stage.send(TASKS - SLOTS, first=SLOTS, padding=100_000)

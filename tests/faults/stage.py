@@ -166,6 +166,10 @@ class Stage:
         """Wait until so many tasks are done."""
         self.until(lambda: len(self.record.count("done")) >= count, f"{count} tasks are done")
 
+    def until_full(self) -> None:
+        """Wait until a task is at work in every slot of a worker."""
+        self.until(lambda: len(self.busy()) == SLOTS, "every slot is taken")
+
     def wait(self, seconds: float) -> None:
         """Let time pass, with the services kept up."""
         begun = time.monotonic()
