@@ -485,6 +485,11 @@ MESSAGES = [
         not_(both(has_celery, jobs, chat, subscriptions)),
         after="update",
     ),
+    message(
+        "a user whom one of their rows names cannot be deleted",
+        not_(both(has_celery, jobs, chat, subscriptions)),
+        after="update",
+    ),
     message("tasks_*, django_celery_beat_*", not_(has_celery), after="update"),
     message("`uv sync`", uv, after="update"),
 ]

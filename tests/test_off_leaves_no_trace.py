@@ -107,6 +107,21 @@ def test_one_broker_leaves_no_word_of_the_other(renderer, broker, other):
     assert list(traces(shared, re.compile(other))) == []
 
 
+# Classes whose other half comes from allauth's or Django's data: `badge-{{ tag }}`.
+DATA_NAMES = re.compile(r"(alert|badge|button|field)-")
+
+
+def test_the_style_sheet_that_all_share_has_nothing_for_one_app_alone(renderer):
+    """What only one app shows is styled in its own folder, and goes with it."""
+    files = texts(renderer, template.DEFAULTS | template.EVERYTHING)
+    sheet = re.sub(r"url\([^)]*\)", "", files["static/css/app.css"])
+    classes = {name for name in re.findall(r"\.([a-z][\w-]*)", sheet) if not DATA_NAMES.match(name)}
+    pages = {path: set(re.findall(r"[\w-]+", text)) for path, text in files.items() if path.endswith((".html", ".js"))}
+    users = {name: {path.split("/")[1] for path, words in pages.items() if name in words} for name in classes}
+    folders = {path.split("/")[1] for path in files if path.startswith("apps/")} - {"web"}
+    assert {name: apps for name, apps in users.items() if len(apps) == 1 and apps <= folders} == {}
+
+
 @pytest.mark.parametrize("answers", off_answers()[:6], ids=label)
 def test_off_installs_nothing_of_celery(renderer, answers):
     project = tomllib.loads(renderer.project(answers)["pyproject.toml"].decode())
