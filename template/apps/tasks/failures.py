@@ -34,7 +34,6 @@ from django.db.models import F
 from django.utils import timezone
 from kombu import Message
 from kombu.asynchronous import get_event_loop
-from kombu.exceptions import OperationalError
 from kombu.utils import uuid
 
 from .models import FailedTask, ReturnedTask
@@ -198,7 +197,9 @@ class RecordingRequest(Request):
         """
         try:
             publish(pack(self._message), lost_workers=losses)
-        except OperationalError:
+        except Exception as error:
+            # Whatever the reason: a message that is neither sent nor given back would wait for the end of this worker.
+            logger.error("%s has lost its process, and goes back as it is: %s", self.humaninfo(), error)
             return False
         logger.warning("%s has lost its process, and was sent again.", self.humaninfo())
         state.task_ready(self)

@@ -4,6 +4,7 @@ from celery import current_app
 from django_celery_beat.models import PeriodicTask
 from kombu import Connection
 from kombu.exceptions import OperationalError
+from kombu.transport import virtual
 
 from apps.web.health import Unhealthy, health_check
 
@@ -35,6 +36,9 @@ def queue_lengths() -> dict[str, int]:
 def _queue_length(connection: Connection, name: str) -> int:
     # A channel for each, because RabbitMQ closes it when there is no such queue, as before the first worker.
     channel = connection.channel()
+    if isinstance(channel, virtual.Channel):
+        # Where a project's keys have a prefix of their own, kombu finds no queue on Redis to declare.
+        return channel._size(name)
     try:
         return channel.queue_declare(name, passive=True).message_count
     except connection.channel_errors:

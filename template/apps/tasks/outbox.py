@@ -23,7 +23,7 @@ from kombu.exceptions import EncodeError, OperationalError
 from kombu.utils.json import dumps, loads
 
 from .models import OutgoingTask
-from .sending import Message
+from .sending import Message, in_whole_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +144,8 @@ def _publish(row: OutgoingTask) -> None:
         row.delete()
         return
     # Not by the task's own method, which would write another row; and a task may have another name by now.
-    current_app.send_task(row.name, call["args"], call["kwargs"], task_id=row.task_id, **options)
+    timed = in_whole_seconds(options, options.get("eta"))
+    current_app.send_task(row.name, call["args"], call["kwargs"], task_id=row.task_id, **timed)
     if not row.durable:
         row.delete()
     elif eta := options.get("eta"):

@@ -14,7 +14,8 @@ class Channel(pyamqp.Channel):
 
     def basic_publish_confirm(self, *args: Any, confirm_timeout: float | None = None, **kwargs: Any) -> Any:
         """Publish, and wait for the confirmation; raise TimeoutError if it does not come in these seconds."""
-        seconds = confirm_timeout or self.connection.transport.read_timeout
+        # Without a connection, which another error may have cost, it is for py-amqp to say so: kombu makes a new one.
+        seconds = confirm_timeout or (self.connection and self.connection.transport.read_timeout)
         return super().basic_publish_confirm(*args, confirm_timeout=seconds, **kwargs)
 
 

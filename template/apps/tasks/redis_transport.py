@@ -17,6 +17,8 @@ from kombu.utils.json import dumps
 
 # More would only wake idle workers for messages that others have taken long ago.
 BELL_RINGS = 10
+# Nobody hears the bells of queues that last for one answer, as a look at the workers makes them: they must not stay.
+BELL_MILLISECONDS = 60_000
 # How often a worker without an event loop looks for a free place.
 FULL_SECONDS = 0.05
 
@@ -89,6 +91,7 @@ class Channel(redis.Channel):
             ("lpush", key, dumps(message)),
             ("lpush", bell, ""),
             ("ltrim", self.global_keyprefix + bell, 0, BELL_RINGS - 1),
+            ("pexpire", bell, BELL_MILLISECONDS),
         )
         if _publish_batch is not None:
             for name, *arguments in commands:

@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Any
 
 from billiard.common import terminate_handler_fired
+from celery import current_app, current_task
 from celery.canvas import Signature
 from celery.contrib.django.task import DjangoTask
 from celery.exceptions import Ignore, Reject
@@ -22,6 +23,8 @@ from django.utils import timezone
 from kombu.exceptions import OperationalError
 from kombu.serialization import dumps, loads
 from kombu.utils.uuid import uuid
+
+from .broker import is_rabbitmq
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +61,11 @@ class ProjectTask(DjangoTask):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the task. One that exits, or asks for too much memory, has failed; by itself Celery ends the worker."""
+        request = self.request
+        # Not if a task that runs calls the function of its own.
+        is_outer = not (request.called_directly or request.get("is_running"))
+        if is_outer:
+            request.is_running = True
         try:
             return self.run(*args, **kwargs)
         except (MemoryError, SystemExit) as error:
@@ -65,6 +73,9 @@ class ProjectTask(DjangoTask):
             if isinstance(error, SystemExit) and terminate_handler_fired():
                 raise
             raise RuntimeError(f"The task raised {error!r}.") from error
+        finally:
+            if is_outer:
+                request.is_running = False
 
     def apply_async(
         self,
@@ -107,9 +118,18 @@ class ProjectTask(DjangoTask):
                 f"{self.name} cannot wait until {eta} from within a transaction, which its retry rolls back: "
                 f"call retry() after the transaction, or with at most {outbox.longest_wait()}."
             )
+        lasting = {**options, "eta": eta} if eta else options
         if (is_farewell or not in_transaction) and not (is_far or is_durable or after_commit):
-            return super().apply_async(args, kwargs, task_id=task_id, producer=producer, **options)
-        message = self._message(args or (), kwargs or {}, task_id, {**options, "eta": eta} if eta else options)
+            try:
+                timed = in_whole_seconds(options, eta)
+                return super().apply_async(args, kwargs, task_id=task_id, producer=producer, **timed)
+            except OperationalError as error:
+                if not _task_has_returned():
+                    raise
+                # The next of a chain, the body of a chord or a callback: its sender is done, and nobody to tell.
+                outbox.keep(self._message(args or (), kwargs or {}, task_id, lasting), error=str(error))
+                return self.AsyncResult(task_id)
+        message = self._message(args or (), kwargs or {}, task_id, lasting)
         if is_durable:
             message.options["headers"] = {**(message.options.get("headers") or {}), "outgoing": uuid()}
         if is_far or is_durable:
@@ -135,7 +155,7 @@ class ProjectTask(DjangoTask):
             return super().retry(*args, **kwargs)
         except Reject as rejection:
             # Celery would drop the task here.
-            if isinstance(rejection.reason, OperationalError):
+            if isinstance(rejection.reason, OperationalError) and self.acks_late:
                 raise Reject(rejection.reason, requeue=True) from rejection
             raise rejection.reason from None
 
@@ -162,7 +182,8 @@ class ProjectTask(DjangoTask):
 
         Give up a task that ends the worker each time. Give back one that Redis would deliver again while it runs.
         """
-        if self._was_held_too_long():
+        # What was acknowledged before it runs cannot be given back.
+        if self.acks_late and self._was_held_too_long():
             raise Reject("It waited too long for a place in this worker.", requeue=True)
         if (self.request.delivery_info or {}).get("redelivered"):
             from . import failures
@@ -204,8 +225,9 @@ class ProjectTask(DjangoTask):
 
         Raises TypeError where they do not fit the function, and EncodeError where they cannot be sent.
         """
-        if self.typing:
-            self.__header__(*args, **kwargs)
+        # A task that is a class has no header.
+        if self.typing and (check := getattr(self, "__header__", None)):
+            check(*args, **kwargs)
         serializer = options.get("serializer") or self.serializer
         if self._dump_pydantic_arguments and serializer != "pickle":
             args, kwargs = self._dump_pydantic_arguments(args, kwargs)
@@ -227,7 +249,8 @@ class ProjectTask(DjangoTask):
         try:
             if _broker_is_away.get():
                 raise OperationalError("it did not take the message before this one")
-            super().apply_async(message.args, message.kwargs, task_id=message.task_id, **message.options)
+            timed = in_whole_seconds(message.options, message.options.get("eta"))
+            super().apply_async(message.args, message.kwargs, task_id=message.task_id, **timed)
         except Exception as error:
             if self.app.conf.task_always_eager:
                 raise
@@ -250,6 +273,18 @@ class RetryingTask(ProjectTask):
     retry_backoff = 1
     retry_backoff_max = 60
     retry_jitter = True
+
+
+def in_whole_seconds(options: dict[str, Any], eta: datetime | None) -> dict[str, Any]:
+    """Return the options of a task with a full second to wait, where less is left for RabbitMQ: Celery refuses that."""
+    if eta and is_rabbitmq(current_app.conf.broker_url) and timedelta() < eta - timezone.now() < timedelta(seconds=1):
+        return {**options, "countdown": 1, "eta": None}
+    return options
+
+
+def _task_has_returned() -> bool:
+    """Return whether the function of the task at work here has ended, so that Celery sends what follows."""
+    return bool(current_task) and current_task.request.get("is_running") is False
 
 
 def send(task: ProjectTask, *args: Any, on_failure: Callable[[], object] | None = None, **kwargs: Any) -> None:

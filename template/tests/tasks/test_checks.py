@@ -120,7 +120,8 @@ def test_what_certainly_loses_tasks_is_an_error(monkeypatch):
     ids=str,
 )
 def test_the_options_of_each_task_are_looked_at(options, expected):
-    @current_app.task(name="tests.checks.task", lazy=False, **options)
+    # Of this application alone: what is shared is made anew in each that comes later.
+    @current_app.task(name="tests.checks.task", lazy=False, shared=False, **options)
     def task(): ...
 
     try:

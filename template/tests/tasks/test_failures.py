@@ -4,6 +4,7 @@ import json
 from datetime import timedelta
 from io import StringIO
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -208,8 +209,9 @@ def test_a_task_that_kills_each_process_is_given_up(make_request, published, set
     assert failed.tries == 3 and "signal 9" in failed.exception
 
 
-def test_a_message_goes_back_if_it_cannot_be_sent_again(make_request, published):
-    published.away = True
+@pytest.mark.parametrize("error", [OperationalError("away"), AttributeError("a mistake")])
+def test_a_message_goes_back_if_it_cannot_be_sent_again(make_request, monkeypatch, error):
+    monkeypatch.setattr(failures, "publish", Mock(side_effect=error))
     request = make_request()
     request.on_failure(raised(WorkerLostError("signal 9")))
     assert request.gone == ["back"]
@@ -237,11 +239,20 @@ def test_only_messages_that_come_back_are_counted():
 
 
 @pytest.mark.parametrize("held_seconds, state", [(299, "SUCCESS"), (301, "REJECTED")])
-def test_a_message_that_was_held_too_long_to_run_in_time_goes_back(make_request, ten_minutes, held_seconds, state):
+def test_a_message_that_was_held_too_long_to_run_in_time_goes_back(
+    make_request, ten_minutes, monkeypatch, held_seconds, state
+):
     request = make_request().request_dict
-    request["received_at"] -= held_seconds
+    monkeypatch.setattr("apps.tasks.sending.monotonic", lambda: request["received_at"] + held_seconds)
     ended = trace_task(ship, "some-id", [7], {}, request, app=current_app)
     assert ended.info is None if state == "SUCCESS" else ended.info.state == state
+
+
+def test_a_message_that_was_acknowledged_early_does_not_go_back(make_request, ten_minutes, monkeypatch):
+    request = make_request().request_dict
+    monkeypatch.setattr(ship, "acks_late", False)
+    monkeypatch.setattr("apps.tasks.sending.monotonic", lambda: request["received_at"] + 301)
+    assert trace_task(ship, "some-id", [7], {}, request, app=current_app).info is None
 
 
 # Sent again -----------------------------------------------------------------

@@ -11,6 +11,9 @@ from celery.contrib.testing.worker import start_worker
 from apps.tasks import health
 from apps.web.health import Unhealthy, checks
 
+# Long enough for a machine with other things to do.
+PATIENCE_SECONDS = 60
+
 
 @pytest.fixture
 def nobody_listens(monkeypatch):
@@ -57,6 +60,7 @@ def test_no_worker_is_reported(app_in_memory):
 
 def test_beat_is_no_worker(app_in_memory):
     beat = BeatPidbox(Service(app_in_memory))
+    beat.join_timeout = PATIENCE_SECONDS
     beat.start()
     try:
         # Until its thread listens, nobody hears the question.
@@ -67,8 +71,10 @@ def test_beat_is_no_worker(app_in_memory):
         beat.stop()
 
 
-def test_one_worker_is_enough(app_in_memory):
-    with start_worker(app_in_memory, pool="solo", perform_ping_check=False):
+def test_one_worker_is_enough(app_in_memory, monkeypatch):
+    # The first answer ends the wait.
+    monkeypatch.setattr(health, "REPLY_SECONDS", PATIENCE_SECONDS)
+    with start_worker(app_in_memory, pool="solo", perform_ping_check=False, shutdown_timeout=PATIENCE_SECONDS):
         health.a_worker_replies()
 
 

@@ -91,7 +91,7 @@ def test_the_members_of_a_group_are_sent_as_well(broker):
 
 def test_what_is_not_due_waits(broker, unsent):
     unsent()
-    move(send_at=timedelta(seconds=30))
+    move(send_at=timedelta(hours=1))
     outbox.send_waiting()
     assert broker.calls == [] and OutgoingTask.objects.exists()
 

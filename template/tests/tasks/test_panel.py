@@ -1,6 +1,5 @@
 """The panel on the home page starts a task, follows it, and says what hinders it."""
 
-import time
 from importlib import import_module
 from types import SimpleNamespace
 
@@ -18,6 +17,8 @@ from apps.users.models import User
 from apps.web import home
 
 HTMX = {"HX-Request": "true"}
+# The time at which a result is asked for.
+NOW = 1_800_000_000.0
 NUMBERS = {"x": "16", "y": "16"}
 
 
@@ -53,11 +54,12 @@ def run(client):
 
 
 @pytest.fixture
-def ask(client):
+def ask(client, monkeypatch):
     """Return a function that asks for the result of a task sent some seconds ago."""
+    monkeypatch.setattr(views, "time", SimpleNamespace(time=lambda: NOW))
 
     def get(task_id="some-task", age_seconds=0.0, query="", headers=HTMX):
-        ticket = signing.dumps({"task_id": task_id, "sent_at": time.time() - age_seconds}, salt=views.TICKET_SALT)
+        ticket = signing.dumps({"task_id": task_id, "sent_at": NOW - age_seconds}, salt=views.TICKET_SALT)
         return client.get(reverse("tasks:result", args=[ticket]) + query, headers=headers)
 
     return get

@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip("celery")
 
+from amqp.exceptions import RecoverableConnectionError
 from kombu.transport import TRANSPORT_ALIASES, pyamqp, resolve_transport
 
 from apps.tasks.rabbitmq_transport import Channel
@@ -26,3 +27,10 @@ def test_a_confirmation_is_waited_for_as_long_as_any_answer(monkeypatch, asked, 
     channel.connection = SimpleNamespace(transport=SimpleNamespace(read_timeout=0.5))
     channel.basic_publish_confirm("message", **asked)
     assert waits == [waited]
+
+
+def test_a_connection_that_is_gone_is_an_error_after_which_a_new_one_is_made():
+    channel = object.__new__(Channel)
+    channel.connection, channel._confirm_selected = None, True
+    with pytest.raises(RecoverableConnectionError):
+        channel.basic_publish_confirm("message")

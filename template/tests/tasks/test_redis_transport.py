@@ -86,6 +86,12 @@ def test_sending_rings_in_the_same_transaction(channel, server):
     pipe.execute.assert_called_once()
 
 
+def test_the_bell_of_a_queue_that_is_gone_does_not_stay(channel, server):
+    channel._put("asked.reply.celery.pidbox", MESSAGE)
+    pipe = server.pipeline.return_value
+    pipe.pexpire.assert_called_once_with("asked.reply.celery.pidbox\x06\x16bell", redis_transport.BELL_MILLISECONDS)
+
+
 def test_a_message_is_acknowledged_even_if_the_memory_is_full(channel, server):
     channel.qos.ack("tag")
     server.pipeline.assert_called_once_with(transaction=False)

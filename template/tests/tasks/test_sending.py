@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
 from unittest.mock import Mock
@@ -12,6 +13,7 @@ import pytest
 pytest.importorskip("celery")
 
 from celery import chord, current_app, group, shared_task
+from celery.app.trace import trace_task
 from celery.exceptions import Reject, Retry
 from django.db import transaction
 from django.utils import timezone
@@ -32,6 +34,13 @@ class Busy(Exception):
 
 
 def call_other_system(): ...
+
+
+@shared_task(name="tests.sending.greet_twice")
+def greet_twice(again=True):
+    if again:
+        greet_twice(again=False)
+        greet.delay("Jane")
 
 
 @shared_task(name="tests.sending.greet")
@@ -137,6 +146,15 @@ def test_seconds_count_from_the_call(broker):
     assert "countdown" not in options
 
 
+@pytest.mark.parametrize("in_transaction", [True, False])
+def test_rabbitmq_waits_for_a_second_where_less_is_left(broker, monkeypatch, in_transaction):
+    monkeypatch.setattr(current_app.conf, "broker_url", "amqp://guest:guest@127.0.0.1:1//")
+    with transaction.atomic() if in_transaction else nullcontext():
+        greet.apply_async(["Jane"], countdown=0.9)
+    # Celery raises ValueError at less.
+    assert (broker.messages[0].options["countdown"], broker.messages[0].options["eta"]) == (1, None)
+
+
 def test_another_thread_is_outside_of_the_transaction(broker):
     with transaction.atomic(), ThreadPoolExecutor() as threads:
         threads.submit(greet.delay, "Jane").result()
@@ -157,6 +175,19 @@ def test_an_eager_task_runs_on_commit(monkeypatch, other_system):
         ask.delay()
         assert not other_system.called
     assert other_system.called
+
+
+def test_a_task_that_is_a_class_is_sent_when_the_transaction_is_committed(broker):
+    class Greet(ProjectTask):
+        name = "tests.sending.greet_as_class"
+
+        def run(self, name): ...
+
+    task = Greet()
+    task.bind(current_app._get_current_object())
+    with transaction.atomic():
+        task.delay("Jane")
+    assert broker.calls == [(task.name, ["Jane"], {})]
 
 
 # A broker that is away ------------------------------------------------------
@@ -223,6 +254,41 @@ def test_nothing_is_answered_for_where_all_is_well(broker):
     assert len(broker.calls) == 1
 
 
+# What follows a task, while the broker is away ------------------------------
+
+
+def run_by_worker(task, *args, **request):
+    """Run the task as a worker does; return the state in which it ends, None for success."""
+    request = {"id": "some-task", "delivery_info": {}, "args": args, "kwargs": {}, **request}
+    info = trace_task(task, "some-task", args, {}, request, app=current_app).info
+    return info and info.state
+
+
+@pytest.mark.parametrize("place", ["callbacks", "chain"])
+def test_it_is_sent_later_and_its_sender_has_not_failed(broker, place):
+    broker.away = True
+    assert run_by_worker(greet, "Jane", **{place: [greet.si("next")]}) is None
+    assert OutgoingTask.objects.get().message.count('"next"') == 1
+
+
+def test_the_body_of_a_chord_is_sent_later(broker):
+    chord([greet.s("Jane"), greet.s("Joe")])(greet.si("both"))
+    parts = list(broker.messages)
+    broker.away = True
+    for part in parts:
+        request = {"id": part.task_id, "group": part.options["group_id"], "chord": part.options["chord"]}
+        trace_task(
+            greet, part.task_id, part.args, {}, {"delivery_info": {}, "ignore_result": False} | request, app=current_app
+        )
+    assert OutgoingTask.objects.get().message.count('"both"') == 1
+
+
+def test_a_task_that_runs_is_told_even_after_a_call_of_its_own_function(broker):
+    broker.away = True
+    assert run_by_worker(greet_twice) == "FAILURE"
+    assert not OutgoingTask.objects.exists()
+
+
 # Retries --------------------------------------------------------------------
 
 
@@ -263,6 +329,13 @@ def test_a_retry_that_the_broker_does_not_take_goes_back_to_it(broker, running):
     with pytest.raises(Reject) as rejection:
         running.retry(countdown=1)
     assert rejection.value.requeue
+
+
+def test_a_retry_of_a_task_that_was_acknowledged_early_is_a_failure_and_not_silence(broker, running, monkeypatch):
+    broker.away = True
+    monkeypatch.setattr(running, "acks_late", False)
+    with pytest.raises(OperationalError):
+        running.retry(countdown=1)
 
 
 def test_a_mistake_in_a_retry_is_a_failure_and_not_silence(broker, running):

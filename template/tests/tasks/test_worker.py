@@ -1,7 +1,6 @@
 """A worker does not start where tasks would be lost, and shows whether it takes any."""
 
 import logging
-import time
 from contextlib import nullcontext
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -19,13 +18,16 @@ from celery.exceptions import WorkerShutdown
 from apps.tasks import alive, worker
 
 SAFE = {"maxmemory_policy": "noeviction", "aof_enabled": 1}
+# What the monotonic clock shows, which stands still.
+NOW = 1000.0
 
 
 @pytest.fixture
 def consumer(tmp_path, monkeypatch):
     """Return what the steps see of a worker on prefork that has just connected to a Redis where tasks are safe."""
     monkeypatch.setenv(alive.DIRECTORY_VARIABLE, str(tmp_path))
-    channel = Mock(_brpop_sent_at=time.monotonic())
+    monkeypatch.setattr(worker, "monotonic", lambda: NOW)
+    channel = Mock(_brpop_sent_at=NOW)
     channel.conn_or_acquire = lambda: nullcontext(channel)
     channel.info.return_value = SAFE
     connection = SimpleNamespace(transport=SimpleNamespace(driver_type="redis"), default_channel=channel)
