@@ -91,13 +91,14 @@ class ProjectTask(DjangoTask):
 
         A countdown counts from this call. One too long for the broker is waited for in the database.
 
-        Raises OperationalError if the broker does not answer and nothing was committed yet. After a commit nothing is
-        raised: `on_failure` is called or, without it, the task is sent later. `after_commit` asks for the same where
-        there is no transaction.
+        Raises ValueError for a time limit that Redis does not wait for, and OperationalError if the broker does not
+        answer and nothing was committed yet. After a commit nothing is raised: `on_failure` is called or, without it,
+        the task is sent later. `after_commit` asks for the same where there is no transaction.
         """
         # Imports models, which are not loaded yet when Celery asks for this class.
         from . import outbox
 
+        self._refuse_to_outlast_a_message(options.get("time_limit"))
         task_id = task_id or uuid()
         if options.get("chord"):
             # A chord goes on when it has the results of its parts; without them it would wait for ever.
@@ -195,6 +196,18 @@ class ProjectTask(DjangoTask):
 
             if not outbox.is_open(row_id):
                 raise Ignore("It has ended already, or was taken back.")
+
+    def _refuse_to_outlast_a_message(self, time_limit: float | None) -> None:
+        """Raise ValueError for a call with so long a limit that Redis would deliver its message again meanwhile.
+
+        The limits of tasks and of the project are looked at by `manage.py check`.
+        """
+        visibility = self.app.conf.broker_transport_options.get("visibility_timeout")
+        if time_limit and visibility and time_limit >= visibility:
+            raise ValueError(
+                f"{self.name} cannot be given {time_limit} s: Redis delivers it again after {visibility} s, and it "
+                "runs twice. Lower the time_limit, or raise visibility_timeout in settings.py."
+            )
 
     def _was_held_too_long(self) -> bool:
         """Return whether the message came so long ago that its visibility may time out while the task runs."""

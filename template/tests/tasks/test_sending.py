@@ -137,6 +137,13 @@ def test_the_connection_of_a_group_is_not_kept_until_the_commit(broker):
     assert "connection" not in broker.messages[0].options and broker.messages[0].options["producer"] is None
 
 
+def test_a_limit_that_redis_does_not_wait_for_is_refused_where_it_is_given(broker, ten_minutes):
+    greet.apply_async(("Jane",), time_limit=599)
+    with pytest.raises(ValueError, match="greet cannot be given 600 s: Redis delivers it again after 600 s"):
+        greet.apply_async(("Jane",), time_limit=600)
+    assert len(broker.messages) == 1
+
+
 def test_seconds_count_from_the_call(broker):
     before = timezone.now()
     with transaction.atomic():
