@@ -62,21 +62,41 @@ def model(monkeypatch, settings):
 
 @pytest.fixture
 def answers(monkeypatch):
-    """`answers(*pieces)` decides what every answer is made of: texts, errors to raise, and None for a long wait."""
+    """`answers(*pieces)` decides what every answer is made of, and returns the list of the conversations so far.
+
+    Pieces are texts, errors to raise, events to wait for, and None for a wait without end.
+    """
 
     def decide(*pieces):
+        asked = []
+
         async def answer(turns):
+            asked.append(turns)
             for piece in pieces:
                 if piece is None:
-                    await asyncio.sleep(60)
+                    await asyncio.Event().wait()
+                elif isinstance(piece, asyncio.Event):
+                    await piece.wait()
                 elif isinstance(piece, Exception):
                     raise piece
                 else:
                     yield piece
 
         monkeypatch.setattr("apps.chat.ai.answer", answer)
+        return asked
 
     return decide
+
+
+@pytest.fixture
+def saved(reply):
+    """`await saved(text)` waits until the text of the reply is in the database."""
+
+    async def wait(text):
+        while not await Message.objects.filter(pk=reply.pk, text=text).aexists():
+            await asyncio.sleep(0.01)
+
+    return wait
 
 
 @pytest.fixture

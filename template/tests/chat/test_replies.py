@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import timedelta
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -22,15 +23,19 @@ async def write(reply):
     return draft
 
 
-@async_to_sync
-async def write_until(reply, text, act):
-    """Write the reply; once the text is saved, do something from outside, and wait for the end."""
-    draft = await replies.claim(reply.pk)
-    writing = asyncio.create_task(replies.write(draft))
-    while not await Message.objects.filter(pk=reply.pk, text=text).aexists():
-        await asyncio.sleep(0.01)
-    await sync_to_async(act)(writing)
-    await asyncio.wait_for(asyncio.gather(writing, return_exceptions=True), timeout=10)
+@pytest.fixture
+def write_until(reply, saved):
+    """`write_until(text, act)` writes the reply; once the text is saved, it does something, and waits for the end."""
+
+    @async_to_sync
+    async def write_until(text, act):
+        draft = await replies.claim(reply.pk)
+        writing = asyncio.create_task(replies.write(draft))
+        await saved(text)
+        await sync_to_async(act)(writing)
+        await asyncio.wait_for(asyncio.gather(writing, return_exceptions=True), timeout=60)
+
+    return write_until
 
 
 def test_the_whole_answer_is_kept(reply, answers, end):
@@ -52,13 +57,13 @@ def test_a_second_question_waits_for_the_end_of_the_first_reply(chat, reply):
     replies.ask(chat, "And planes?")
 
 
-def test_a_reply_that_is_stopped_keeps_its_text_and_waits_for_no_more(reply, answers, end):
+def test_a_reply_that_is_stopped_keeps_its_text_and_waits_for_no_more(reply, answers, end, write_until):
     answers("Some ", None)
-    write_until(reply, "Some ", lambda _: replies.stop(reply))
+    write_until("Some ", lambda _: replies.stop(reply))
     assert end() == ("stopped", "Some ", "")
 
 
-def test_a_writer_keeps_off_a_reply_that_was_stopped_and_is_written_anew(reply, answers, end):
+def test_a_writer_keeps_off_a_reply_that_was_stopped_and_is_written_anew(reply, answers, end, write_until):
     answers("Some ", None)
 
     def stop_and_ask_again(_):
@@ -66,19 +71,19 @@ def test_a_writer_keeps_off_a_reply_that_was_stopped_and_is_written_anew(reply, 
         replies.ask_again(reply)
         async_to_sync(replies.claim)(reply.pk)
 
-    write_until(reply, "Some ", stop_and_ask_again)
+    write_until("Some ", stop_and_ask_again)
     assert end() == ("writing", "", "")
 
 
-def test_a_chat_that_is_deleted_while_its_reply_is_written_ends_quietly(chat, reply, answers, caplog):
+def test_a_chat_that_is_deleted_while_its_reply_is_written_ends_quietly(chat, reply, answers, caplog, write_until):
     answers("Some ", None)
-    write_until(reply, "Some ", lambda _: chat.delete())
+    write_until("Some ", lambda _: chat.delete())
     assert not Message.objects.exists() and not caplog.records
 
 
-def test_a_writer_that_is_cut_off_keeps_the_text_and_leaves_a_reply_to_retry(reply, answers, end):
+def test_a_writer_that_is_cut_off_keeps_the_text_and_leaves_a_reply_to_retry(reply, answers, end, write_until):
     answers("Some ", None)
-    write_until(reply, "Some ", lambda writing: writing.cancel())
+    write_until("Some ", lambda writing: writing.cancel())
     assert end() == ("stopped", "Some ", replies.CUT_OFF)
     replies.ask_again(reply)
     assert end() == ("waiting", "", "")
@@ -103,8 +108,10 @@ def test_a_model_that_says_nothing_has_failed(reply, answers, end):
     assert end()[2] == replies.WORDLESS
 
 
-def test_a_model_that_takes_too_long_is_given_up(reply, answers, end, settings):
+def test_a_model_that_takes_too_long_is_given_up(reply, answers, end, settings, monkeypatch):
     settings.CHAT_REPLY_SECONDS = 0.1
+    # To read the conversation may take longer than that; without it the first word is there before the time begins.
+    monkeypatch.setattr(replies, "turns_before", AsyncMock(return_value=[]))
     answers("Some ", None)
     write(reply)
     assert end() == ("failed", "Some ", replies.TOO_SLOW)

@@ -24,10 +24,13 @@ def at_once(monkeypatch):
 
 @pytest.fixture
 def stream(async_client, user, reply):
-    """`stream()` opens the stream of the reply and reads it to the end, or `until` a text is in it."""
+    """`stream()` opens the stream of the reply and reads it to the end, or `until` a text is in it.
+
+    With `then` it calls that at the text, and reads on.
+    """
     async_client.force_login(user)
 
-    async def read(until=None):
+    async def read(until=None, then=None):
         response = await async_client.get(reverse("chat:stream", args=[reply.pk]))
         assert response.headers["Content-Type"] == "text/event-stream"
         events = []
@@ -35,7 +38,9 @@ def stream(async_client, user, reply):
             async for part in parts:
                 events.append(part.decode())
                 if until and until in events[-1]:
-                    break
+                    if then is None:
+                        break
+                    then()
         return events
 
     return read
@@ -59,67 +64,76 @@ def test_a_stream_that_is_opened_again_costs_nothing(stream, model):
     assert model.replies_begun == 1
 
 
-def test_two_streams_at_once_ask_the_model_once_and_show_the_same(stream, model):
-    model.seconds_per_word = 0.1
+def test_two_streams_at_once_ask_the_model_once_and_show_the_same(stream, answers):
+    shown, both_show_it = [], asyncio.Event()
+    asked = answers("Some ", both_show_it, "**are**.")
+
+    def count():
+        shown.append("Some")
+        if len(shown) == 2:
+            both_show_it.set()
 
     @async_to_sync
     async def both():
-        return await asyncio.gather(stream(), stream())
+        return await asyncio.gather(stream("Some", count), stream("Some", count))
 
     first, second = both()
-    assert model.replies_begun == 1
-    assert "<strong>long</strong>" in first[-1] and "<strong>long</strong>" in second[-1]
+    assert len(asked) == 1
+    assert "<strong>are</strong>" in first[-1] and "<strong>are</strong>" in second[-1]
 
 
-def test_a_reply_goes_on_when_its_page_is_reloaded(stream, model, end):
-    model.seconds_per_word = 0.1
+def test_a_reply_goes_on_when_its_page_is_reloaded(stream, answers, end):
+    page_is_closed = asyncio.Event()
+    asked = answers("Some ", page_is_closed, "**are**.")
 
     @async_to_sync
     async def reload():
-        await stream(until="Trains")
+        await stream(until="Some")
+        page_is_closed.set()
         return await stream()
 
-    assert "<strong>long</strong>" in reload()[-1]
-    assert end() == ("done", "Trains are **long**.", "") and model.replies_begun == 1
+    assert "<strong>are</strong>" in reload()[-1]
+    assert end() == ("done", "Some **are**.", "") and len(asked) == 1
 
 
 def test_markdown_that_takes_long_holds_nobody_up(stream, answers, monkeypatch):
-    others_go_on = threading.Event()
-    monkeypatch.setattr(streaming, "to_html", lambda text: str(others_go_on.wait(10)))
+    begun, others_go_on = threading.Event(), threading.Event()
+    monkeypatch.setattr(streaming, "to_html", lambda text: begun.set() or str(others_go_on.wait(30)))
     answers("Some ")
 
     @async_to_sync
     async def go_on():
         reading = asyncio.create_task(stream())
-        await asyncio.sleep(0.3)
+        while not (begun.is_set() or reading.done()):
+            await asyncio.sleep(0.01)
         others_go_on.set()
         return await reading
 
     assert go_on()[0] == streaming.event("text", "True")
 
 
-def test_stop_ends_the_stream(stream, answers, reply):
+def test_stop_ends_the_stream(stream, answers, reply, saved):
     answers("Some ", None)
 
     @async_to_sync
     async def stopped():
         reading = asyncio.create_task(stream())
-        await asyncio.sleep(0.3)
+        await saved("Some ")
         await Message.objects.filter(pk=reply.pk).aupdate(state="stopped")
-        return await asyncio.wait_for(reading, timeout=10)
+        return await asyncio.wait_for(reading, timeout=60)
 
     assert "Try again" in stopped()[-1]
 
 
-def test_a_chat_that_is_deleted_ends_the_stream(stream, answers, chat):
+def test_a_chat_that_is_deleted_ends_the_stream(stream, answers, chat, saved):
     answers("Some ", None)
 
     @async_to_sync
     async def deleted():
         reading = asyncio.create_task(stream())
-        await asyncio.sleep(0.3)
+        await saved("Some ")
         await chat.adelete()
-        return await asyncio.wait_for(reading, timeout=10)
+        return await asyncio.wait_for(reading, timeout=60)
 
     assert deleted()[-1] == "event: end\ndata: \n\n"
 

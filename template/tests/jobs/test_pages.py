@@ -5,15 +5,15 @@ import pytest
 pytest.importorskip("celery")
 
 from datetime import timedelta
+from types import SimpleNamespace
 from uuid import uuid4
 
 from celery import current_app
 from django.test import Client
 from django.urls import reverse
-from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from apps.jobs import tasks
+from apps.jobs import models, tasks
 from apps.jobs.models import Job, State
 from apps.users.models import User
 
@@ -136,10 +136,11 @@ def test_at_its_end_the_row_is_replaced_and_asks_no_more(browser, job, state):
     assert ("Retry" in text) == (state == State.FAILED)
 
 
-def test_a_job_that_no_worker_takes_says_so(browser, job):
+def test_a_job_that_no_worker_takes_says_so(browser, job, monkeypatch):
     waiting = job()
+    monkeypatch.setattr(models, "timezone", SimpleNamespace(now=lambda: waiting.updated_at + timedelta(seconds=9)))
     assert "Waiting for a worker" in page(browser)
-    Job.objects.filter(pk=waiting.pk).update(updated_at=timezone.now() - timedelta(seconds=11))
+    monkeypatch.setattr(models, "timezone", SimpleNamespace(now=lambda: waiting.updated_at + timedelta(seconds=11)))
     assert "No worker has taken it yet" in page(browser)
 
 
