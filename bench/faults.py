@@ -29,13 +29,14 @@ INTRODUCTION = """# Faults
 
 Made by `uv run python -m bench faults`: 200 tasks of 0.05 to 0.15 seconds, four slots, and a fault; a program that ends
 is started again, as containers are. Bare is the project of Celery's "First steps with Django", with Redis or RPC for
-results. So that nobody waits for an hour, our project runs with a visibility timeout of 8 seconds, time limits of 6 and
-5, and a lease of beat of 6; bare Celery with its own, which are an hour, half an hour, and none.
+results. So that nobody waits for an hour, our project runs with a visibility timeout of 8 seconds where workers die or
+lose their broker, and with time limits of 20 and 18 where tasks are too long; bare Celery with its own, which are an
+hour and half an hour. Where a row names its visibility timeout, both have that.
 
 - *refused*: the sender got an error.
 - *failed*: kept as a failed task, which the admin shows and can send again.
 - *lost*: neither done nor failed, and no longer with the broker.
-- *stuck*: not done when nothing had happened for half a minute, but the broker has it still.
+- *stuck*: not done when nothing had happened for a minute, but the broker has it still.
 - *run twice*: done more than once; a task comes back whose end could not be told to the broker.
 - *seconds*: from the fault until the last task was done; without a fault that takes {quiet}.
 
@@ -107,6 +108,7 @@ REMOVALS = (
         (faults.broker_down_at_enqueue, faults.silent_network),
         {"CELERY_TASK_PUBLISH_RETRY_POLICY": None},
     ),
+    Removal("apps.tasks.results", (faults.broken_chord,), {"CELERY_RESULT_BACKEND": "django-db"}),
     Removal(
         "broker_pool_acquire_timeout", (faults.broker_down_at_enqueue,), {"CELERY_BROKER_POOL_ACQUIRE_TIMEOUT": None}
     ),

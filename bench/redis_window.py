@@ -99,7 +99,7 @@ class Scene:
     def kill(self, victim: str) -> None:
         """Kill the victim with all that it has started, and start it again."""
         if victim == "server":
-            self.redis.close()
+            self.redis.kill()
             self.redis.start()
         else:
             self.worker.kill()

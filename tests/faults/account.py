@@ -28,7 +28,9 @@ class Record:
 
     @property
     def lines(self) -> list[Line]:
-        split = (line.split(" ", 3) for line in self.path.read_text().splitlines())
+        # What comes after the last line break is being written.
+        whole = self.path.read_text().rpartition("\n")[0]
+        split = (line.split(" ", 3) for line in whole.splitlines())
         return [Line(float(moment), what, int(identity), detail) for moment, what, identity, detail in split]
 
     def of(self, what: str) -> list[Line]:

@@ -7,8 +7,18 @@ import threading
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from tests.browser import free_port
 from tests.processes import Program, environment, needed, rabbitmq_cluster, wait_for_broker
+
+
+def bound(port: int = 0) -> socket.socket:
+    """Return a socket that keeps a port to itself: connections are refused until somebody listens there.
+
+    A free port alone is soon another's on a machine where many tests run, and so is that of a server which has died.
+    """
+    kept = socket.socket()
+    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    kept.bind(("127.0.0.1", port))
+    return kept
 
 
 class Broker:
@@ -34,7 +44,9 @@ class Redis(Broker):
     """A Redis of this run's own, with an append-only file, that can die and come back."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__("redis", free_port())
+        # Redis may share it.
+        self.kept = bound()
+        super().__init__("redis", self.kept.getsockname()[1])
         self.folder = folder
         self.start()
 
@@ -44,9 +56,13 @@ class Redis(Broker):
         self.server = Program(self.folder, self.folder / "redis.log", needed("redis-server"), *words)
         wait_for_broker(self.server, "redis", self.port)
 
-    def close(self) -> None:
+    def kill(self) -> None:
         self.server.process.kill()
         self.server.process.wait()
+
+    def close(self) -> None:
+        self.kill()
+        self.kept.close()
 
     def ask(self, *words: str) -> str:
         command = (needed("redis-cli"), "-p", str(self.port), *words)
@@ -59,6 +75,8 @@ class Redis(Broker):
 
 class Cluster(Broker):
     """A RabbitMQ of three nodes; whoever is sent to one of them finds the others when that is gone."""
+
+    scheme = "amqp"
 
     def __init__(self, folder: Path) -> None:
         (folder / "rabbitmq").mkdir()
@@ -83,28 +101,42 @@ class Proxy:
     """
 
     def __init__(self, target: int) -> None:
-        self.target, self.port = target, free_port()
+        self.target, self.listener = target, bound()
+        self.port = self.listener.getsockname()[1]
         self.sockets: list[socket.socket] = []
+        self.lock = threading.Lock()
         self.open()
 
     def open(self) -> None:
         self.swallows = False
-        self.listener = socket.create_server(("127.0.0.1", self.port))
+        self.listener.listen()
         threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
 
     def cut(self) -> None:
-        for each in (self.listener, *self.sockets):
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
-        self.sockets.clear()
+        with self.lock:
+            for each in (self.listener, *self.sockets):
+                with suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+                each.close()
+            self.sockets.clear()
+            self.listener = bound(self.port)
+
+    def close(self) -> None:
+        self.cut()
+        self.listener.close()
 
     def _accept(self, listener: socket.socket) -> None:
         with suppress(OSError):
             while True:
                 client, _ = listener.accept()
                 server = socket.create_connection(("127.0.0.1", self.target))
-                self.sockets += (client, server)
+                with self.lock:
+                    if self.listener is not listener:
+                        # The way was cut meanwhile.
+                        client.close()
+                        server.close()
+                        return
+                    self.sockets += (client, server)
                 for source, sink in ((client, server), (server, client)):
                     threading.Thread(target=self._copy, args=(source, sink), daemon=True).start()
 

@@ -23,13 +23,25 @@ from tests.processes import Program
 TASKS = 200
 SLOTS = 4
 # How long a machine with other things to do may take for one step.
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 180
 # Longer than any recovery: where nothing happens for so long, nothing will.
-QUIET_SECONDS = 30
-# Ours with timeouts that a test can wait for, in the order that it prescribes.
-SHORT_LIMITS = {"CELERY_TASK_TIME_LIMIT": 6, "CELERY_TASK_SOFT_TIME_LIMIT": 5}
-SHORT_LEASE = {"BEAT_LEASE_SECONDS": 6}
+QUIET_SECONDS = 60
+# Above the number of any task.
+ALL = 10**9
+# Ours with a timeout that a test can wait for. Its time limits and its lease stay as they are, unless a fault is about
+# them: on a busy machine a process may stand still for longer than a limit that is short.
 SHORT_VISIBILITY = {"CELERY_BROKER_TRANSPORT_OPTIONS": {"visibility_timeout": 8}}
+
+
+# A sender with time: by itself ours gives up a broker after two seconds, and may not know then that it has the task.
+PATIENT_SENDER = {
+    "CELERY_BROKER_CONNECTION_TIMEOUT": PATIENCE_SECONDS,
+    "CELERY_BROKER_TRANSPORT_OPTIONS": dict.fromkeys(
+        ("read_timeout", "write_timeout", "socket_timeout", "socket_connect_timeout"), PATIENCE_SECONDS
+    ),
+}
+# Of these options, those of RabbitMQ; the others are those of Redis.
+RABBITMQ_OPTIONS = {"read_timeout", "write_timeout"}
 
 
 class Service:
@@ -80,7 +92,7 @@ class Stage:
         for service in self.services:
             service.kill()
         if self.proxy:
-            self.proxy.cut()
+            self.proxy.close()
 
     # Starting
 
@@ -136,9 +148,13 @@ class Stage:
         log = self.folder / f"python-{time.monotonic_ns()}.log"
         return Program(self.folder, log, self.subject.programs / "python", *words, **self.variables)
 
-    def send(self, count: int = TASKS, **options: Any) -> None:
-        """Send tasks, and return when the last one is sent or refused."""
+    def send(self, count: int = TASKS, *, patient: bool = True, **options: Any) -> None:
+        """Send tasks, and return when the last one is sent or refused; ours is patient unless told otherwise."""
+        before = self.variables["PROBE_SETTINGS"]
+        if patient and self.subject.hardened:
+            self.change(for_broker(PATIENT_SENDER, self.broker.scheme))
         self.python("-m", "probe.send", json.dumps({"count": count} | options))
+        self.variables["PROBE_SETTINGS"] = before
 
     @contextmanager
     def sending(self, count: int = TASKS, **options: Any) -> Iterator[None]:
@@ -149,6 +165,30 @@ class Stage:
             self.until(lambda: sender.process.poll() is not None, "the sender ends")
         finally:
             sender.kill()
+
+    # Holding back
+
+    def hold(self, first: int = 0, end: int = ALL, what: str = "work") -> None:
+        """Let no task with a number from `first` to below `end` come to its end, or be sent, before it is released.
+
+        So a fault finds the tasks as it wants them, however fast or slow the machine is.
+        """
+        new = self.folder / "held"
+        new.write_text(f"{first} {end}")
+        # At once: whoever reads it sees the old numbers or the new ones.
+        new.replace(self._held(what))
+
+    def release(self, what: str = "work") -> None:
+        """Let go what is held back."""
+        self._held(what).unlink()
+
+    def release_all(self) -> None:
+        """Let go what is held back, of the tasks and of their sender, unless that has happened."""
+        for what in ("work", "send"):
+            self._held(what).unlink(missing_ok=True)
+
+    def _held(self, what: str) -> Path:
+        return self.record.path.with_name(f"{self.record.path.name}.{what}")
 
     # Waiting
 
@@ -166,21 +206,26 @@ class Stage:
         """Wait until so many tasks are done."""
         self.until(lambda: len(self.record.count("done")) >= count, f"{count} tasks are done")
 
-    def until_full(self) -> None:
-        """Wait until a task is at work in every slot of a worker."""
-        self.until(lambda: len(self.busy()) == SLOTS, "every slot is taken")
+    def until_full(self, first: int = 0, slots: int = SLOTS) -> None:
+        """Wait until a task with a number from `first` on is at work in every slot of a worker."""
+        self.until(lambda: len(self.busy(first)) == slots, f"every slot is taken by a task from {first} on")
 
     def wait(self, seconds: float) -> None:
         """Let time pass, with the services kept up."""
         begun = time.monotonic()
         self.until(lambda: time.monotonic() - begun >= seconds, "time passes", seconds + PATIENCE_SECONDS)
 
-    def finish(self) -> Outcome:
+    def wait_at_most(self, seconds: float, is_true: Callable[[], object]) -> None:
+        """Wait until something is so, but no longer than that."""
+        deadline = time.monotonic() + seconds
+        self.until(lambda: is_true() or time.monotonic() > deadline, "either", seconds + PATIENCE_SECONDS)
+
+    def finish(self, quiet_seconds: float = QUIET_SECONDS) -> Outcome:
         """Wait until all is done and the broker holds nothing, or nothing more happens; settle accounts."""
-        self.until(self._is_over, "the end", 4 * PATIENCE_SECONDS)
+        self.until(lambda: self._is_over(quiet_seconds), "the end", 4 * PATIENCE_SECONDS)
         return self.outcome()
 
-    def _is_over(self) -> bool:
+    def _is_over(self, quiet_seconds: float) -> bool:
         lines = self.record.lines
         if " ready." not in self.worker.program.text:
             # Starting takes long on a busy machine, and is no silence.
@@ -188,27 +233,35 @@ class Stage:
         silence = time.time() - max([self.fault_at, self.ready_at, *(line.moment for line in lines)])
         unfinished = self.record.count("sent").keys() - self.record.count("done").keys() - self.failed()
         # A second, because a task is acknowledged after it is done.
-        return silence > QUIET_SECONDS or (silence > 1 and not unfinished and not self.broker.held())
+        return silence > quiet_seconds or (silence > 1 and not unfinished and not self.broker.held())
 
     # Accounts
 
     def failed(self) -> set[int]:
         """Return the tasks that the project keeps as failed."""
-        with closing(sqlite3.connect(self.folder / "db.sqlite3")) as database, suppress(sqlite3.OperationalError):
-            rows = database.execute("SELECT args FROM tasks_failedtask WHERE name LIKE 'probe.%'").fetchall()
-            return {int(re.search(r"\d+", arguments)[0]) for (arguments,) in rows}
-        # Without such a table nothing is kept.
-        return set()
+        rows = self.rows("SELECT args FROM tasks_failedtask WHERE name LIKE 'probe.%'")
+        return {int(re.search(r"\d+", arguments)[0]) for (arguments,) in rows}
+
+    def rows(self, query: str) -> list[tuple]:
+        """Return the rows of a query; none without such a table, as bare Celery has none."""
+        path = self.folder / "db.sqlite3"
+        with closing(sqlite3.connect(path, timeout=PATIENCE_SECONDS)) as database:
+            try:
+                return database.execute(query).fetchall()
+            except sqlite3.OperationalError as error:
+                if "no such table" in str(error):
+                    return []
+                raise
 
     def fault(self) -> None:
         """Remember when the fault begins."""
         self.fault_at = time.time()
 
-    def busy(self) -> list[int]:
-        """Return the id of the living process of each task that is started and not done."""
+    def busy(self, first: int = 0) -> list[int]:
+        """Return the id of the living process of each task, from a number on, that is started and not done."""
         done = self.record.count("done")
-        started = (int(line.detail) for line in self.record.of("started") if not done[line.identity])
-        return [pid for pid in started if psutil.pid_exists(pid)]
+        started = [line for line in self.record.of("started") if line.identity >= first and not done[line.identity]]
+        return [int(line.detail) for line in started if psutil.pid_exists(int(line.detail))]
 
     def outcome(self, note: str = "") -> Outcome:
         sent, done = self.record.count("sent").keys(), self.record.count("done")
@@ -234,6 +287,13 @@ class Stage:
         return f"{dict(Counter(line.what for line in self.record.lines))}\n{logs}"
 
 
+def for_broker(settings: Settings, scheme: str) -> Settings:
+    """Return the settings without the transport options of the other broker."""
+    given = settings.get("CELERY_BROKER_TRANSPORT_OPTIONS") or {}
+    options = {name: value for name, value in given.items() if (name in RABBITMQ_OPTIONS) == (scheme == "amqp")}
+    return {**settings, "CELERY_BROKER_TRANSPORT_OPTIONS": options}
+
+
 def own_name(folder: Path) -> str:
     """Return a name for a queue or a node that no other run on the same broker has."""
     return f"{folder.name}-{zlib.crc32(bytes(folder)):x}"
@@ -248,11 +308,7 @@ def staged(
     redis = kind == "redis"
     broker = Broker("amqp", rabbitmq_port) if kind == "rabbitmq" else {"redis": Redis, "cluster": Cluster}[kind](folder)
     own_queue: Settings = {} if redis else {"CELERY_TASK_DEFAULT_QUEUE": own_name(folder)}
-    short = SHORT_LIMITS | SHORT_VISIBILITY | SHORT_LEASE if subject.hardened else {}
-    shortened = {**short, **changes}
-    if not redis:
-        # What is changed in there is the visibility timeout, which RabbitMQ has not.
-        shortened.pop("CELERY_BROKER_TRANSPORT_OPTIONS", None)
+    shortened = for_broker({**(SHORT_VISIBILITY if subject.hardened else {}), **changes}, broker.scheme)
     stage = Stage(subject, broker, pool, folder, own_queue, shortened, subject.settings)
     try:
         yield stage

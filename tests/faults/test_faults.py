@@ -107,6 +107,11 @@ def test_a_network_that_swallows_messages_loses_nothing(outcomes):
     assert not others(outcomes, lost=0, stuck=0, failed=0)
 
 
+@after(faults.broken_chord)
+def test_a_chord_goes_on_although_parts_of_it_run_twice(outcomes):
+    assert not others(outcomes, sent=200, lost=0, stuck=0, failed=0)
+
+
 @after(faults.broker_down_at_enqueue)
 def test_a_broker_that_is_down_refuses_a_task_with_a_clear_error(outcomes):
     assert not others(outcomes, sent=0, refused=2 + faults.CROWD)

@@ -1,15 +1,17 @@
 """Sends tasks as a web server does, and notes which were sent or refused: `python -m probe.send '{"count": 9}'`."""
 
 import json
+import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
+from threading import Timer
 from typing import Any
 
 import django
-from celery import current_app
+from celery import chord, current_app
 
 django.setup()
 
@@ -18,7 +20,7 @@ from django.db import transaction  # noqa: E402
 from django.utils import timezone  # noqa: E402
 from django_celery_beat.models import ClockedSchedule, PeriodicTask  # noqa: E402
 from probe import tasks  # noqa: E402
-from probe.tasks import note  # noqa: E402
+from probe.tasks import note, wait_while_held  # noqa: E402
 
 
 class RolledBack(Exception):
@@ -51,6 +53,14 @@ def send_in_transaction(identity: int) -> None:
         note("sent", identity)
 
 
+def send_chord(identities: range) -> None:
+    """Send tasks with these numbers, the last of which follows when all others are done."""
+    *parts, body = (tasks.work.si(identity, 0.05) for identity in identities)
+    chord(parts)(body)
+    for identity in identities:
+        note("sent", identity)
+
+
 def schedule(identity: int, moment: float) -> None:
     """Let beat send a task once, at a moment in seconds from now."""
     clocked = ClockedSchedule.objects.create(clocked_time=timezone.now() + timedelta(seconds=moment))
@@ -70,10 +80,21 @@ def main(
     soon: float = 0,
     padding: int = 0,
     at_once: int = 1,
+    give_up: float | None = None,
     options: dict[str, Any],
 ) -> None:
-    """Send tasks with the numbers from `first` on, some at once; without `seconds` they take 0.05 to 0.15."""
+    """Send tasks with the numbers from `first` on, some at once; without `seconds` they take 0.05 to 0.15.
+
+    What is not sent in `give_up` seconds is neither sent nor refused.
+    """
     numbers = range(first, first + count)
+    if give_up:
+        timer = Timer(give_up, os._exit, [0])
+        timer.daemon = True
+        timer.start()
+    if how == "chord":
+        send_chord(numbers)
+        return
     if at_once > 1:
         # The first one alone, as a server has sent tasks before it is busy.
         send(first, task, seconds or 0.05, padding, options)
@@ -82,6 +103,7 @@ def main(
                 threads.submit(send, identity, task, seconds or 0.05, padding, options)
         return
     for identity in numbers:
+        wait_while_held("send", identity)
         if how == "transaction":
             send_in_transaction(identity)
         elif how == "schedule":

@@ -15,10 +15,27 @@ def note(what: str, identity: int, detail: object = "") -> None:
     os.close(record)
 
 
+def wait_while_held(what: str, identity: int) -> None:
+    """Wait as long as the stage holds back this task, or the sending of it."""
+    while held(what, identity):
+        time.sleep(0.05)
+
+
+def held(what: str, identity: int) -> bool:
+    """Return whether the stage has said, in a file beside the record, that a task with this number has to wait."""
+    try:
+        with open(f"{os.environ['PROBE_RECORD']}.{what}") as file:
+            first, end = map(int, file.read().split())
+    except FileNotFoundError:
+        return False
+    return first <= identity < end
+
+
 @shared_task
 def work(identity: int, seconds: float, padding: str = "") -> None:
     """Wait, as a task does that asks another system."""
     note("started", identity, os.getpid())
+    wait_while_held("work", identity)
     time.sleep(seconds)
     note("done", identity, os.getpid())
 
