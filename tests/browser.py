@@ -2,6 +2,7 @@
 
 import base64
 import http.cookiejar
+import random
 import re
 import socket
 import time
@@ -10,7 +11,12 @@ import urllib.request
 from urllib.error import HTTPError
 
 # Long enough for a machine with other things to do: no test measures time.
-PATIENCE_SECONDS = 90
+PATIENCE_SECONDS = 180
+# Beside those that the system gives to whoever asks for any, and those that `manage.py dev` chooses by itself.
+PORTS = range(10000, 20000)
+# UDP sockets that carry nothing and are held until this process ends, each for the port that is so much lower.
+claims: list[socket.socket] = []
+CLAIM_OFFSET = 10000
 
 
 class Browser:
@@ -36,7 +42,7 @@ class Browser:
 
     def _open(self, request: urllib.request.Request) -> tuple[int, str]:
         try:
-            with self.opener.open(request, timeout=20) as answer:
+            with self.opener.open(request, timeout=PATIENCE_SECONDS) as answer:
                 self.address = answer.url
                 return answer.status, answer.read().decode()
         except HTTPError as error:
@@ -56,7 +62,19 @@ class Browser:
 
 
 def free_port() -> int:
-    """Return a port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Return a port of this machine that nobody listens on, and that no other test gets before this process ends.
+
+    A server may take long to start: until then nothing else tells that its port is spoken for.
+    """
+    for port in random.sample(PORTS, 1000):
+        claim = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            claim.bind(("127.0.0.1", port + CLAIM_OFFSET))
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            claim.close()
+        else:
+            claims.append(claim)
+            return port
+    raise OSError(f"Of {PORTS} hardly any port is free.")

@@ -20,7 +20,8 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 
-expect.set_options(timeout=PATIENCE_SECONDS * 1000)
+PATIENCE_MS = PATIENCE_SECONDS * 1000
+expect.set_options(timeout=PATIENCE_MS)
 
 
 @contextmanager
@@ -32,10 +33,11 @@ def chromium_page(**context: Any) -> Iterator[Page]:
     program = needed("chromium")
     complaints: list[str] = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS, timeout=PATIENCE_MS)
         try:
-            page = browser.new_context(**context).new_page()
-            page.set_default_timeout(PATIENCE_SECONDS * 1000)
+            window = browser.new_context(**context)
+            window.set_default_timeout(PATIENCE_MS)
+            page = window.new_page()
             page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
             page.on("pageerror", lambda error: complaints.append(str(error)))
             yield page

@@ -2,6 +2,7 @@
 
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -14,8 +15,8 @@ from types import TracebackType
 
 import psutil
 
-# Long enough for a machine with other things to do: no test measures time.
-PATIENCE_SECONDS = 60
+from tests.browser import PATIENCE_SECONDS
+
 # Becomes the command, after it has made the terminal its own, so that Ctrl-C and the end of the window reach it.
 ON_TERMINAL = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY); os.execvp(sys.argv[1], sys.argv[1:])"
 
@@ -24,7 +25,8 @@ class Terminal:
     """A command on a pseudo-terminal, working in a folder. What it prints is in `text`."""
 
     def __init__(self, folder: Path, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        self.text = ""
+        self.output = b""
+        self.closed = threading.Event()
         self.window, tty = os.openpty()
         self.process = subprocess.Popen(
             (sys.executable, "-c", ON_TERMINAL, *command),
@@ -40,10 +42,20 @@ class Terminal:
         self.reader.start()
 
     def _read(self) -> None:
-        # An error means that the last process has closed its side, or that the window was closed.
+        readable = select.poll()
+        readable.register(self.window, select.POLLIN)
+        # An error, or nothing, means that the last process has closed its side.
         with suppress(OSError):
-            while chunk := os.read(self.window, 65536):
-                self.text += chunk.decode(errors="replace").replace("\r\n", "\n")
+            while not self.closed.is_set():
+                if readable.poll(100):
+                    if not (chunk := os.read(self.window, 65536)):
+                        return
+                    self.output += chunk
+
+    @property
+    def text(self) -> str:
+        # Decoded as a whole: what is read at once may end within a character, or between the two of a line's end.
+        return self.output.decode(errors="replace").replace("\r\n", "\n")
 
     def __enter__(self) -> "Terminal":
         return self
@@ -57,6 +69,7 @@ class Terminal:
                 if os.getsid(pid) == self.process.pid:
                     os.kill(pid, signal.SIGKILL)
         self.exit_code()
+        self.close_window()
 
     def shows(self, pattern: str) -> re.Match[str]:
         """Wait until the output matches, and return the match; fail if it does not."""
@@ -71,12 +84,17 @@ class Terminal:
 
     def close_window(self) -> None:
         """Hang up, as a terminal does when its window is closed."""
-        os.close(self.window)
+        if not self.closed.is_set():
+            # A terminal that is being read stays open, and its number may soon be that of another file.
+            self.closed.set()
+            self.reader.join()
+            os.close(self.window)
 
     def exit_code(self) -> int:
-        """Wait for the command to end; return its exit code, negative for a signal."""
+        """Wait for the command to end, and for all it has printed; return its exit code, negative for a signal."""
         ended = wait_until(lambda: self.process.poll() is not None)
         assert ended, f"The command does not end:\n{self.text}"
+        self.reader.join(PATIENCE_SECONDS)
         return self.process.returncode
 
 
@@ -84,8 +102,9 @@ def wait_until(is_true: Callable[[], object]) -> bool:
     """Wait until something is true; return whether it became so."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not is_true():
+        # Looked at once more when the time is over: the look before may have been long ago.
         if time.monotonic() > deadline:
-            return False
+            return bool(is_true())
         time.sleep(0.05)
     return True
 
@@ -101,8 +120,10 @@ def running(folder: Path) -> dict[int, str]:
 
 
 def first_of(folder: Path, words: str) -> int:
-    """Return the id of the first process in the folder whose command line has these words."""
-    return min(pid for pid, command in running(folder).items() if words in command)
+    """Return the id of the process in the folder whose command line has these words, and not of its children."""
+    found = {pid for pid, command in running(folder).items() if words in command}
+    [first] = [pid for pid in found if psutil.Process(pid).ppid() not in found]
+    return first
 
 
 def left_in(folder: Path) -> dict[int, str]:

@@ -8,10 +8,11 @@ import os
 import re
 import shutil
 import socket
+import sqlite3
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +22,7 @@ import psutil
 import pytest
 
 from tests import template
-from tests.browser import free_port
+from tests.browser import PATIENCE_SECONDS, free_port
 from tests.dev_support import wait_until
 
 # Servers answer a broker's first words with something; what it is does not matter.
@@ -36,12 +37,15 @@ PeriodicTask.objects.create(name="often", task="acme.tasks.say_good_morning", in
 """
 KEPT = ("HOME", "LANG", "PATH", "TMPDIR")
 TOOLS = ("PIP_", "PYENV_", "SSL_", "UV_")
+# Otherwise it kills a process that stands still, or is still importing, after thirty seconds.
+GUNICORN_ARGUMENTS = f"--timeout={PATIENCE_SECONDS}"
 
 
 def environment(**variables: str) -> dict[str, str]:
     """This process's environment without what a project would read from it, and with these variables."""
     kept = {name: value for name, value in os.environ.items() if name in KEPT or name.startswith(TOOLS)}
-    return kept | {"DJANGO_COLORS": "nocolor", "NO_COLOR": "1", "TERM": "xterm"} | variables
+    plain = {"DJANGO_COLORS": "nocolor", "GUNICORN_CMD_ARGS": GUNICORN_ARGUMENTS, "NO_COLOR": "1", "TERM": "xterm"}
+    return kept | plain | variables
 
 
 def missing(reason: str) -> NoReturn:
@@ -69,7 +73,7 @@ def interpreter(version: str) -> str:
 # Projects -------------------------------------------------------------------
 
 
-def run(folder: Path, *command: str | Path, status: int = 0, seconds: float = 300, **variables: str) -> str:
+def run(folder: Path, *command: str | Path, status: int = 0, seconds: float = 600, **variables: str) -> str:
     """Run a command in a folder; return what it printed, and fail unless it ends with the status in time."""
     words = [str(word) for word in command]
     done = subprocess.run(
@@ -103,6 +107,14 @@ def load_module(path: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def sqlite(project: Path, statement: str, *parameters: object) -> list[tuple]:
+    """Ask the SQLite database of a project, or change it."""
+    # By itself it waits five seconds for a process that writes.
+    connection = sqlite3.connect(project / "db.sqlite3", timeout=PATIENCE_SECONDS)
+    with closing(connection) as database, database:
+        return database.execute(statement, parameters).fetchall()
 
 
 class Program:
@@ -147,10 +159,9 @@ class Program:
         """Ask the program to end and wait until it has; kill it and fail if it does not."""
         self.process.terminate()
         try:
-            self.process.wait(timeout=60)
+            self.process.wait(timeout=PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+            self.kill()
             pytest.fail(f"{self.process.args} does not end:\n{self.text}")
 
 
@@ -178,8 +189,8 @@ def answers(scheme: str, port: int) -> bool:
 
 
 def wait_for_broker(program: Program, scheme: str, port: int) -> None:
-    wait_until(lambda: answers(scheme, port) or program.process.poll() is not None)
-    assert answers(scheme, port), program.text
+    assert wait_until(lambda: program.process.poll() is not None or answers(scheme, port)), program.text
+    assert program.process.poll() is None, program.text
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 
-from tests.browser import Browser, free_port
+from tests.browser import PATIENCE_SECONDS, Browser, free_port
 from tests.chromium import chromium_page, has_sideways_scrolling, sign_in
 from tests.dev_support import left_in, wait_until
 from tests.processes import Program, installed, load_module, redis_server, run, started
@@ -25,20 +25,34 @@ pytestmark = pytest.mark.run
 EMAIL, PASSWORD = "ada@example.com", "a-long-word-7"
 LONG = "Are trains in general longer than the planes that fly above them?"
 WORDS = [f"word{number} " for number in range(30)]
+# So many words does a model say that is to be caught in the middle.
+SOME, MORE = 4, 10
 SERVERS = {
     False: ("gunicorn", "acme.wsgi", "--threads=4", "--bind=127.0.0.1:{port}"),
     True: ("uvicorn", "acme.asgi:application", "--host=127.0.0.1", "--port={port}", "--timeout-graceful-shutdown=3"),
 }
 
 
+class Words:
+    """What the model says, word by word, and never more words than it may say at the moment."""
+
+    may_say = len(WORDS)
+
+    def __iter__(self) -> Iterator[str]:
+        for number, word in enumerate(WORDS):
+            wait_until(lambda number=number: number < self.may_say)
+            yield word
+
+
 class Running(NamedTuple):
-    """A running project: a person's browser on it, its model, whether it streams, and where its logs are.
+    """A running project: a person's browser on it, its model and its words, whether it streams, and where its logs are.
 
     `kill_writer` kills the processes that write replies, and brings others in.
     """
 
     browser: Browser
     model: Any
+    words: Words
     streams: bool
     folder: Path
     kill_writer: Callable[[], None]
@@ -57,7 +71,8 @@ class Running(NamedTuple):
 
     def stream(self, reply: str) -> Iterator[str]:
         """The events of a reply; the connection drops when the iterator is closed."""
-        with self.browser.opener.open(f"{self.browser.site}/chats/replies/{reply}/stream/", timeout=60) as lines:
+        address = f"{self.browser.site}/chats/replies/{reply}/stream/"
+        with self.browser.opener.open(address, timeout=PATIENCE_SECONDS) as lines:
             event = ""
             for line in lines:
                 event += line.decode()
@@ -82,12 +97,26 @@ class Running(NamedTuple):
         assert wait_until(look), seen[-1]
         return seen
 
-    def begins(self, reply: str) -> str:
-        """Wait until the first words of a reply are saved, a moment after a stream shows them; return its chat."""
+    def begins(self, text: str) -> tuple[str, str]:
+        """Start a chat whose reply stays in the middle until all may be said; return the reply, and the chat's path.
+
+        Its words are saved by then, a moment after a stream shows them.
+        """
+        self.words.may_say = SOME
+        reply = self.ask(text)
         chat = self.chat
-        self.looks(reply, until=words_in)
-        assert wait_until(lambda: words_in(self.browser.get(chat)[1]))
-        return chat
+        self.looks(reply, until=has_some)
+        assert wait_until(lambda: has_some(self.browser.get(chat)[1]))
+        return reply, chat
+
+    def goes_on(self) -> None:
+        """Let the model say all."""
+        self.words.may_say = len(WORDS)
+
+    def ends(self, reply: str) -> str:
+        """Wait for the end of a reply; return what the page shows of it then."""
+        self.goes_on()
+        return self.looks(reply, until=lambda look: False)[-1]
 
 
 @contextmanager
@@ -99,7 +128,7 @@ def running(project: Path, programs: Path, streams: bool, pool: str) -> Iterator
         redis_server(folder) as (_, url),
         ExitStack() as stack,
     ):
-        model.words, model.seconds_per_word = WORDS, 0.1
+        model.words = words = Words()
         variables = {"CELERY_BROKER_URL": url, "DEBUG": "1", "DEFAULT_AI_MODEL": "openai-chat:trains"}
         variables |= model.environment
         run(project, programs / "python", "manage.py", "migrate", **variables)
@@ -134,7 +163,7 @@ def running(project: Path, programs: Path, streams: bool, pool: str) -> Iterator
         worker, server = start_worker(), start_server()
         browser.get("/accounts/signup/")
         assert browser.post("/accounts/signup/", email=EMAIL, password1=PASSWORD)[0] == 200
-        yield Running(browser, model, streams, folder, kill_writer)
+        yield Running(browser, model, words, streams, folder, kill_writer)
 
 
 def answers(browser: Browser) -> bool:
@@ -158,6 +187,13 @@ def site(request, template_repo, tmp_path_factory) -> Iterator[Running]:
     assert not left_in(folder)
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_held(site) -> Iterator[None]:
+    """Whatever a test leaves, the model may say all in the next."""
+    yield
+    site.goes_on()
+
+
 @pytest.fixture
 def asked(site) -> Callable[[], int]:
     """How many replies the model was asked for since the test began."""
@@ -169,65 +205,74 @@ def words_in(text: str) -> int:
     return len(set(re.findall(r"word\d+", text)))
 
 
+def has_some(text: str) -> bool:
+    return words_in(text) == SOME
+
+
 def test_a_reply_grows_to_its_end_and_its_chat_is_named_by_the_task(site, asked):
+    site.words.may_say = 5
     reply = site.ask(LONG)
     chat = site.chat
-    counts = [words_in(look) for look in site.looks(reply, until=lambda look: False)]
+
+    def say_more(look: str) -> None:
+        # Once all is shown that was said.
+        if words_in(look) == site.words.may_say:
+            site.words.may_say += 5
+
+    counts = [words_in(look) for look in site.looks(reply, until=say_more)]
     assert len(set(counts)) > 5 and counts == sorted(counts) and counts[-1] == len(WORDS)
     assert wait_until(lambda: ">Trains of Europe</h1>" in site.browser.get(chat)[1])
     assert asked() == 1
 
 
 def test_a_reply_stops_in_the_middle_and_can_be_asked_for_again(site, asked):
-    reply = site.ask("Stop me")
-    chat = site.begins(reply)
+    reply, chat = site.begins("Stop me")
     status, page = site.browser.post(f"/chats/replies/{reply}/stop/")
     assert status == 200 and 0 < words_in(page) < len(WORDS) and "Try again" in page
     assert site.browser.post(f"/chats/replies/{reply}/retry/")[0] == 200
-    site.looks(reply, until=lambda look: False)
+    site.ends(reply)
     assert words_in(site.browser.get(chat)[1]) == len(WORDS)
     assert asked() == 2
 
 
 def test_a_chat_writes_one_reply_at_a_time(site, asked):
-    reply = site.ask("One")
-    chat = site.chat
+    reply, chat = site.begins("One")
     status, page = site.browser.post(chat, text="Two")
     assert status == 422 and "still being answered" in page
-    site.looks(reply, until=lambda look: False)
+    site.ends(reply)
     assert asked() == 1
-    assert site.browser.post(chat, text="Two")[0] == 200
+    status, page = site.browser.post(chat, text="Two")
+    assert status == 200
+    # To its end, or the next test would see it asked for.
+    site.ends(re.findall(r'id="reply-(\d+)"', page)[-1])
 
 
 def test_a_chat_that_is_deleted_in_the_middle_ends_quietly(site):
-    reply = site.ask(LONG)
-    chat = site.chat
-    site.looks(reply, until=words_in)
+    _, chat = site.begins(LONG)
     assert site.browser.post(f"{chat}delete/")[0] == 200
     assert site.browser.get(chat)[0] == 404
     # The next reply is written by those who were at work on this one.
-    site.looks(site.ask("Go on"), until=lambda look: False)
+    site.ends(site.ask("Go on"))
     logs = [(site.folder / name).read_text() for name in ("worker.log", "web.log")]
     assert not [log for log in logs if "Traceback" in log]
 
 
 def test_a_reply_goes_on_when_its_page_is_loaded_again(site, asked):
-    reply = site.ask("Reload me")
-    site.looks(reply, until=words_in)
+    reply, _ = site.begins("Reload me")
     # Under ASGI the first connection has dropped by now.
-    assert words_in(site.looks(reply, until=lambda look: False)[-1]) == len(WORDS)
+    assert has_some(site.looks(reply, until=has_some)[-1])
+    assert words_in(site.ends(reply)) == len(WORDS)
     assert asked() == 1
 
 
 def test_a_reply_whose_writer_is_killed_says_so_and_can_be_asked_for_again(site, asked):
-    reply = site.ask("Kill me")
-    chat = site.begins(reply)
+    reply, chat = site.begins("Kill me")
     site.kill_writer()
     assert wait_until(lambda: "What wrote the reply has died" in site.browser.get(chat)[1])
     page = site.browser.get(chat)[1]
     assert 0 < words_in(page) < len(WORDS) and "Try again" in page and asked() == 1
     assert site.browser.post(f"/chats/replies/{reply}/retry/")[0] == 200
-    assert words_in(site.looks(reply, until=lambda look: False)[-1]) == len(WORDS)
+    assert words_in(site.ends(reply)) == len(WORDS)
     assert asked() == 2
 
 
@@ -235,22 +280,27 @@ def test_a_reply_whose_writer_is_killed_says_so_and_can_be_asked_for_again(site,
 def test_the_text_grows_before_ones_eyes_survives_a_reload_and_stops(site, asked, width, colours):
     with chromium_page(viewport={"width": width, "height": 800}, color_scheme=colours) as page:
         sign_in(page, site.browser.site, EMAIL, PASSWORD, "/chats/")
+        site.words.may_say = SOME
         page.get_by_role("textbox").fill(LONG)
         page.get_by_role("button", name="Send").click()
         reply = page.get_by_role("article", name="Reply")
-        reply.get_by_text("word3 ").wait_for()
-        early = words_in(reply.inner_text())
-        reply.get_by_text("word9 ").wait_for()
-        assert 0 < early < words_in(reply.inner_text())
+        reply.get_by_text(WORDS[SOME - 1]).wait_for()
+        assert words_in(reply.inner_text()) == SOME
+        site.words.may_say = MORE
+        reply.get_by_text(WORDS[MORE - 1]).wait_for()
+        assert words_in(reply.inner_text()) == MORE
         page.reload()
-        reply.get_by_text("word29").wait_for()
+        reply.get_by_text(WORDS[MORE - 1]).wait_for()
+        site.goes_on()
+        reply.get_by_text(WORDS[-1]).wait_for()
         assert words_in(reply.inner_text()) == len(WORDS) and asked() == 1
         assert not has_sideways_scrolling(page)
 
+        site.words.may_say = SOME
         page.get_by_role("textbox").fill("And again")
         page.get_by_role("button", name="Send").click()
         last = page.get_by_role("article", name="Reply").nth(1)
-        last.get_by_text("word3 ").wait_for()
+        last.get_by_text(WORDS[SOME - 1]).wait_for()
         last.get_by_role("button", name="Stop").click()
         last.get_by_role("button", name="Try again").wait_for()
         assert 0 < words_in(last.inner_text()) < len(WORDS)
@@ -265,6 +315,6 @@ def test_a_question_that_is_sent_three_times_is_asked_once_and_a_refused_stream_
         page.get_by_role("textbox").fill("Pressed three times")
         for _ in range(3):
             page.keyboard.press("Enter")
-        page.get_by_role("article", name="Reply").get_by_text("word29").wait_for()
+        page.get_by_role("article", name="Reply").get_by_text(WORDS[-1]).wait_for()
         assert asked() == 1
         assert page.get_by_role("link", name="Pressed three times").count() == 1

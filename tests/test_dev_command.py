@@ -12,14 +12,14 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import template
-from tests.browser import Browser
+from tests.browser import PATIENCE_SECONDS, Browser, free_port
 from tests.dev_support import Terminal, first_of, left_in, running, wait_until
 from tests.processes import environment
 
@@ -30,16 +30,20 @@ pytestmark = [
 
 READY = r"worker \| .* ready\."
 BEAT_STARTS = r"beat   \| .* beat: Starting\.\.\."
-# A task that tells a file what it does, and takes its time.
+# A task that tells a file what it does, and lasts until it is woken; a message that comes again does nothing.
 NAP = """
 
 @shared_task
-def nap(path: str, seconds: float) -> None:
+def nap(path: str) -> None:
     import pathlib, time
 
-    pathlib.Path(path).write_text("begun")
-    time.sleep(seconds)
-    pathlib.Path(path).write_text("done")
+    file = pathlib.Path(path)
+    if file.exists():
+        return
+    file.write_text("begun")
+    while not file.with_suffix(".awake").exists():
+        time.sleep(0.1)
+    file.write_text("done")
 """
 
 
@@ -126,35 +130,35 @@ def signs_of_life(project: Path) -> set[str]:
     return {file.name.rpartition("-")[2] for file in project.glob(".dev/alive-*")}
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
 def get(url: str) -> int:
     """Return the status of a page, 0 if nobody serves it."""
     try:
-        with urllib.request.urlopen(url, timeout=10) as response:
+        with urllib.request.urlopen(url, timeout=PATIENCE_SECONDS) as response:
             return response.status
     except OSError:
         return 0
 
 
-def send_nap(project: Path, name: str, seconds: float, queue: str = "celery", **variables: str) -> Path:
+def send_nap(project: Path, name: str, queue: str = "celery", **variables: str) -> Path:
     """Send the task; return the file that tells how far it is."""
     file = project.parent / name
-    call = f"from acme.tasks import nap; nap.apply_async({(str(file), seconds)}, queue={queue!r})"
+    call = f"from acme.tasks import nap; nap.apply_async({(str(file),)}, queue={queue!r})"
     command = [python_of(project), "manage.py", "shell", "-c", call]
     done = subprocess.run(command, cwd=project, env=environment(**variables), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return file
 
 
-def begun(project: Path, name: str, seconds: float = 3, **variables: str) -> Path:
+def begun(project: Path, name: str, **variables: str) -> Path:
     """Send the task and wait until a worker runs it; return the file that tells how far it is."""
-    file = send_nap(project, name, seconds, **variables)
+    file = send_nap(project, name, **variables)
     assert wait_until(file.exists), "No worker runs the task."
     return file
+
+
+def wake(file: Path) -> None:
+    """Let the task end that tells this file how far it is."""
+    file.with_suffix(".awake").touch()
 
 
 def web_port(terminal: Terminal) -> int:
@@ -168,7 +172,7 @@ def broker_port(terminal: Terminal) -> int:
 def ask(port: int, command: str) -> str:
     """Return the answer of a broker to a command, "" if none listens."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS) as connection:
             connection.sendall(f"{command}\r\n".encode())
             return connection.recv(1000).decode().strip()
     except OSError:
@@ -176,12 +180,18 @@ def ask(port: int, command: str) -> str:
 
 
 @contextmanager
-def taken(port: int) -> Iterator[None]:
-    """Have a program listen on the port, unless one does already."""
-    with ExitStack() as stack:
-        with suppress(OSError):
-            stack.enter_context(socket.create_server(("127.0.0.1", port)))
-        yield
+def taken(*ports: int) -> Iterator[int]:
+    """Have a program listen on the first of the ports that is free; yields it."""
+    for port in ports:
+        # Not on one that the command in another checkout has claimed, for a server that is still starting.
+        with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as claim:
+            claim.bind(("127.0.0.1", port))
+            server = socket.create_server(("127.0.0.1", port))
+            break
+    else:
+        pytest.fail(f"None of the ports {ports} is free.")
+    with server:
+        yield port
 
 
 @contextmanager
@@ -207,8 +217,11 @@ def test_one_command_runs_everything_and_ctrl_c_waits_for_the_task(complete):
         terminal.shows(r"broker +redis://127\.0\.0\.1:2\d{4}/0 \(.*, data in \.dev\)\n")
         terminal.shows(READY)
         assert wait_until(lambda: get(web) == 200 and get(flower) == 200), terminal.text
+        terminal.shows(BEAT_STARTS)
         task = begun(complete, "ctrl-c")
         terminal.press_ctrl_c()
+        terminal.shows("Warm shutdown")
+        wake(task)
         assert terminal.exit_code() == 0
         assert task.read_text() == "done"
         milestones = ("Applying", "beat   |", "Stopping", "succeeded in", "bye bye")
@@ -219,7 +232,7 @@ def test_one_command_runs_everything_and_ctrl_c_waits_for_the_task(complete):
 def test_a_second_ctrl_c_stops_at_once(acme):
     with dev(acme) as terminal:
         terminal.shows(READY)
-        task = begun(acme, "forced", seconds=300)
+        task = begun(acme, "forced")
         terminal.press_ctrl_c()
         terminal.shows("Warm shutdown")
         terminal.press_ctrl_c()
@@ -231,7 +244,7 @@ def test_a_second_ctrl_c_stops_at_once(acme):
 def test_when_one_process_dies_all_stop_with_its_exit_code(acme):
     with dev(acme) as terminal:
         terminal.shows(READY)
-        task = begun(acme, "child", seconds=300)
+        task = begun(acme, "child")
         os.kill(first_of(acme, "acme worker"), signal.SIGKILL)
         assert terminal.exit_code() == 128 + signal.SIGKILL
         assert "worker ended with exit code 137" in terminal.text
@@ -242,8 +255,8 @@ def test_when_one_process_dies_all_stop_with_its_exit_code(acme):
 def test_a_kill_leaves_only_what_waits_in_the_queue_and_sigterm_waits_for_the_task(acme):
     with dev(acme) as terminal:
         terminal.shows(READY)
-        begun(acme, "killed", seconds=300)
-        send_nap(acme, "queued", 0, queue="later")
+        begun(acme, "killed")
+        send_nap(acme, "queued", queue="later")
         os.kill(terminal.process.pid, signal.SIGKILL)
         assert not left_in(acme)
     with dev(acme) as terminal:
@@ -253,6 +266,8 @@ def test_a_kill_leaves_only_what_waits_in_the_queue_and_sigterm_waits_for_the_ta
         task = begun(acme, "terminated")
         assert wait_until(lambda: signs_of_life(acme) == {"beat", "worker"})
         os.kill(terminal.process.pid, signal.SIGTERM)
+        terminal.shows("Warm shutdown")
+        wake(task)
         assert terminal.exit_code() == 0
         assert task.read_text() == "done"
 
@@ -268,10 +283,14 @@ def test_changed_code_restarts_beat_and_the_worker_after_its_task_and_a_mistake_
             terminal.shows(READY)
             old = begun(acme, "old")
             tasks.write_text(code.replace('"done"', '"done by new code"'))
+            terminal.shows("Code has changed: worker starts again")
+            terminal.shows("Warm shutdown")
+            wake(old)
             terminal.shows(rf"(?s){READY}.*succeeded in.*{READY}")
             terminal.shows(rf"(?s){BEAT_STARTS}.*Code has changed: beat starts again.*{BEAT_STARTS}")
             assert old.read_text() == "done"
-            new = begun(acme, "new", seconds=0.1)
+            new = begun(acme, "new")
+            wake(new)
             assert wait_until(lambda: new.read_text() == "done by new code"), terminal.text
 
             tasks.write_text("a mistake")
@@ -289,16 +308,18 @@ def test_changed_code_restarts_beat_and_the_worker_after_its_task_and_a_mistake_
 
 def test_two_checkouts_run_side_by_side_but_not_one_twice(acme):
     other = shutil.copytree(acme, acme.parent / "other", ignore=shutil.ignore_patterns(".venv", ".dev"))
-    with taken(8000), dev(acme, "--skip-checks") as one, dev(other, "--skip-checks") as two:
+    # Where the command begins to look for a port, unless other tests have it at work there.
+    first_ports = range(8000, 8100)
+    with taken(*first_ports) as busy, dev(acme, "--skip-checks") as one, dev(other, "--skip-checks") as two:
         ports = {web_port(terminal) for terminal in (one, two)}
-        assert len(ports) == 2 and 8000 not in ports
+        assert len(ports) == 2 and ports < {*first_ports} - {busy}
         assert broker_port(one) != broker_port(two)
         with dev(acme) as again:
             assert again.exit_code() == 1
             again.shows("runs in this folder already")
         for terminal, project in ((one, acme), (two, other)):
             terminal.shows(READY)
-            begun(project, f"beside-{project.name}", seconds=0.1)
+            wake(begun(project, f"beside-{project.name}"))
             terminal.shows("succeeded in")
         assert all(wait_until(lambda port=port: get(f"http://127.0.0.1:{port}/") == 200) for port in ports)
         for terminal in (one, two):
@@ -314,6 +335,10 @@ def test_a_broker_that_is_named_is_used_and_outlives_the_closed_window(acme):
             terminal.shows(READY)
             task = begun(acme, "window", **named)
             terminal.close_window()
+            # The scheduler ends before the worker, which waits for its task.
+            assert wait_until(lambda: "beat" not in " ".join(running(acme).values()))
+            assert task.read_text() == "begun"
+            wake(task)
             assert terminal.exit_code() == 0
             assert task.read_text() == "done"
         assert "valkey-server" not in str(running(acme))

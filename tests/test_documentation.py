@@ -118,7 +118,7 @@ def console(path: str) -> list[list[str]]:
 
 def shell(folder: Path, commands: list[str]) -> str:
     """Run commands of a page in a folder, the one after the other; return what they printed."""
-    return run(folder, needed("bash"), "-ec", "\n".join(commands), seconds=600, **IDENTITY)
+    return run(folder, needed("bash"), "-ec", "\n".join(commands), **IDENTITY)
 
 
 def without_release(project: Path) -> template.Tree:

@@ -53,7 +53,7 @@ def site(template_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             started(project, folder / "web.log", *web, **variables) as serving,
         ):
             working.says(r" ready\.")
-            serving.says("startup complete")
+            serving.says("Uvicorn running on")
             yield f"http://{address}"
     assert not left_in(folder)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests import template
-from tests.browser import free_port
+from tests.browser import PATIENCE_SECONDS, free_port
 from tests.processes import installed, interpreter, needed, rabbitmq_server, redis_server, run
 
 pytestmark = pytest.mark.run
@@ -61,8 +61,16 @@ def now():
     with open("/proc/thread-self/schedstat") as waits:
         return time.monotonic() - int(waits.read().split()[1]) / 1e9
 
+def is_sent():
+    try:
+        return say_good_morning.delay()
+    except OperationalError:
+        return None
+
 if frozen := os.environ.get("FREEZE"):
-    say_good_morning.delay()
+    # Again if the broker is slow on a machine with other things to do: now it is not what is asked.
+    while not is_sent():
+        pass
     os.kill(int(frozen), 19)
 for task, arguments in ((say_good_morning, ()), (add, (1, 2))):
     began = now()
@@ -160,14 +168,14 @@ def test_every_combination_passes_the_checks_and_has_its_migrations(python_of_ev
         for path, content in files.items():
             (folders[-1] / path).parent.mkdir(parents=True, exist_ok=True)
             (folders[-1] / path).write_bytes(content)
-    run(tmp_path, python_of_everything, "-c", CHECK, *folders, seconds=600)
+    run(tmp_path, python_of_everything, "-c", CHECK, *folders, seconds=1800)
 
 
 def test_a_project_with_everything_but_async_passes_its_own_tests(python_of_everything, template_repo, tmp_path):
     # Of the apps that are different with it; the others are run by the workflow of test_it_runs.py.
     answers = template.EVERYTHING | {"use_async": False, "celery_broker": "rabbitmq"}
     project = template.copy(template_repo, tmp_path / "acme", **answers)
-    output = run(project, python_of_everything, "-m", "pytest", "tests/chat", "tests/web", seconds=600)
+    output = run(project, python_of_everything, "-m", "pytest", "tests/chat", "tests/web", seconds=1800)
     assert "tests/chat/test_polling.py" in output
     # None is skipped.
     assert re.search(r"^=+ \d+ passed(, \d+ warnings?)? in ", output, re.MULTILINE), output[-3000:]
@@ -246,6 +254,10 @@ def test_variables_without_a_value_are_unset(settings, on):
     assert {"CACHE_URL", "DATABASE_URL", "EMAIL_URL"} < variables
     everything = "{name: str(getattr(s, name)) for name in dir(s) if name.isupper()}"
     assert settings(everything, DEBUG="1", **dict.fromkeys(variables, "")) == settings(everything, DEBUG="1")
+
+
+def test_the_level_of_the_log_is_taken_in_small_letters_too(settings):
+    assert settings("s.LOGGING['root']['level']", DEBUG="1", LOG_LEVEL="warning") == ["WARNING"]
 
 
 @pytest.mark.parametrize(
@@ -375,7 +387,7 @@ def assert_errors_at_once(on: tuple[Path, Path], **variables: str) -> None:
     project, programs = on
     given = variables | {"DEBUG": "1", "DJANGO_SETTINGS_MODULE": "acme.settings"}
     # Ended from outside if it hangs, as it did with Celery's defaults.
-    printed = run(project, programs / "python", "-c", DELAY, seconds=60, **given)
+    printed = run(project, programs / "python", "-c", DELAY, seconds=PATIENCE_SECONDS, **given)
     seconds = [float(each) for each in re.findall(r"error after (\S+) s", printed)]
     assert len(seconds) == 2 and max(seconds) < AT_ONCE_SECONDS, printed
 

@@ -10,19 +10,19 @@ import hmac
 import json
 import quopri
 import re
-import sqlite3
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from tests.browser import free_port
+from tests.browser import PATIENCE_SECONDS, free_port
 from tests.chromium import chromium_page, has_sideways_scrolling, sign_in
 from tests.dev_support import left_in, wait_until
 from tests.processes import (
@@ -34,6 +34,7 @@ from tests.processes import (
     postgresql_server,
     redis_server,
     run,
+    sqlite,
     started,
 )
 
@@ -74,6 +75,10 @@ REFETCH_SECOND = """
 from apps.subscriptions.billing import refetch
 print("It is", refetch("sub_2").status)
 """
+READ_SECOND = """
+from apps.subscriptions.models import Subscription
+print("It is", Subscription.objects.get(team_id=2).status)
+"""
 ADD_USERS = f"""
 from apps.users.models import User
 for email in ("{OWNER}", "{JANE}"):
@@ -95,8 +100,8 @@ class Running(NamedTuple):
         query = "SELECT quantity FROM subscriptions_subscription WHERE team_id = 1"
         if self.database:
             return int(run(self.project, needed("psql"), self.database, "-tAc", query))
-        with closing(sqlite3.connect(self.project / "db.sqlite3")) as database:
-            return database.execute(query).fetchone()[0]
+        [(quantity,)] = sqlite(self.project, query)
+        return quantity
 
     def told(self) -> list[int]:
         """The quantities that Stripe was told, in their order."""
@@ -201,18 +206,31 @@ def test_seats_without_a_signal_are_found_by_the_schedule(acme):
     assert acme.told() == [seats]
 
 
-def test_an_answer_that_was_overtaken_does_not_count(acme):
+def test_an_answer_that_was_overtaken_does_not_count(acme, monkeypatch):
     acme.shell(SECOND_TEAM)
     acme.stripe.subscribe(2, number=2, status="incomplete")
-    # Longer than the other process takes from its start to its end.
-    acme.stripe.delay_seconds = 8
-    with ThreadPoolExecutor() as pool:
+    answer, is_held, overtaken = acme.stripe.answer, threading.Event(), threading.Event()
+
+    def hold(call: Any) -> Any:
+        found = answer(call)
+        # Whose subscription it is was the first question; the second answer is the one that is written down.
+        if len(acme.stripe.calls) == 2:
+            is_held.set()
+            # The other process waits for this one, or would have ended by then.
+            overtaken.wait(8)
+        return found
+
+    with ThreadPoolExecutor() as pool, monkeypatch.context() as patch:
+        patch.setattr(acme.stripe, "answer", hold)
         slow = pool.submit(acme.shell, REFETCH_SECOND)
-        assert wait_until(lambda: acme.stripe.calls)
-        acme.stripe.delay_seconds = 0
+        assert is_held.wait(PATIENCE_SECONDS)
+        patch.undo()
         acme.stripe.subscribe(2, number=2)
-        assert "It is active" in acme.shell(REFETCH_SECOND)
-        assert "It is active" in slow.result()
+        fast = acme.shell(REFETCH_SECOND)
+        overtaken.set()
+        assert "It is active" in fast
+        assert "It is incomplete" in slow.result()
+    assert "It is active" in acme.shell(READ_SECOND)
 
 
 def test_an_owner_sees_the_paid_seats_follow_the_members(acme):

@@ -70,7 +70,8 @@ def take(connection):
     channel = connection.channel()
     app.amqp.queues["celery"](channel).consume(consumer_tag="one", callback=lambda message: None)
     connection.transport.cycle.on_poll_start()
-    time.sleep(0.5)
+    while not broker.hlen("unacked"):
+        time.sleep(0.05)
     records = [json.loads(value) for value in broker.hvals("unacked")]
     print(json.dumps([[message["headers"]["id"], *place] for message, *place in records]))
     print(broker.zcard("unacked_index"), sum(map(broker.llen, ["celery", "celery\\x06\\x163", "celery\\x06\\x166"])))
@@ -81,6 +82,16 @@ with app.connection_for_read() as connection:
     connection.default_channel.qos.restore_visible(interval=1)
     print(broker.hlen("unacked"), broker.llen("celery"))
 """
+# Two tasks of different priority wait in a database that another project may use, too.
+COUNT_WAITING = """
+import django
+from acme.celery import app
+django.setup()
+from apps.tasks.health import queue_lengths
+app.conf.broker_transport_options = app.conf.broker_transport_options | {"global_keyprefix": "acme:"}
+[app.send_task("some.task", priority=priority) for priority in (0, 9)]
+print(queue_lengths()["celery"])
+"""
 # Sends tasks to the queue of each pool, and looks at the connections of each until all have run.
 COUNT_CONNECTIONS = """
 import json, os, sys, django, redis
@@ -90,11 +101,16 @@ django.setup()
 from django.db import connection
 number, queues = int(sys.argv[1]), sys.argv[2:]
 broker, most = redis.Redis.from_url(os.environ["CELERY_BROKER_URL"]), Counter()
+def established():
+    # The ports of connections that are open here: PostgreSQL knows a closed one a moment longer.
+    with open("/proc/net/tcp") as table:
+        return {int(line.split()[1].partition(":")[2], 16) for line in table if line.split()[3] == "01"}
 def look():
     global most
     with connection.cursor() as cursor:
-        cursor.execute("SELECT application_name, count(*) FROM pg_stat_activity GROUP BY 1")
-        most |= Counter(dict(cursor.fetchall()))
+        cursor.execute("SELECT application_name, client_port FROM pg_stat_activity WHERE client_port > 0")
+        known = cursor.fetchall()
+    most |= Counter(name for name, port in known if port in established())
 for _ in range(number):
     [app.send_task("acme.trials.ask", queue=queue) for queue in queues]
     look()
@@ -159,6 +175,10 @@ def test_what_is_taken_from_redis_is_on_record_in_the_same_step(project, redis):
     assert restored == "0 1"
 
 
+def test_what_waits_is_counted_with_a_prefix_and_whatever_its_priority(project, redis):
+    assert python(project, COUNT_WAITING, url=redis[1]).split()[-1] == "2"
+
+
 def runs(trace: Path) -> int:
     return trace.read_text().count("run") if trace.exists() else 0
 
@@ -176,7 +196,7 @@ def test_a_task_of_a_killed_gevent_worker_comes_back(project, tmp_path, redis):
         assert wait_until(lambda: runs(trace) == 1), first.text
         first.process.kill()
     with worker(project, tmp_path, redis[1], "gevent", VISIBILITY_SECONDS="1") as second:
-        assert wait_until(lambda: runs(trace) == 2), second.text
+        assert wait_until(lambda: runs(trace) > 1), second.text
 
 
 def test_a_redis_that_evicts_queues_is_refused(project, tmp_path, redis):
