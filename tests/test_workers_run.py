@@ -19,6 +19,7 @@ from tests.processes import (
     add_gevent,
     environment,
     installed,
+    needed,
     postgresql_server,
     rabbitmq_server,
     redis_server,
@@ -144,7 +145,7 @@ def redis(tmp_path: Path) -> Iterator[tuple[Program, str]]:
 
 
 def worker_command(project: Path, pool: str, queue: str = "celery") -> tuple[str | Path, ...]:
-    options = ("-P", pool, "-c", str(PLACES), "-Q", queue, "-n", f"{pool}@%h", "--include", "acme.trials")
+    options = ("-P", pool, "-c", str(PLACES), "-Q", queue, "-n", f"{pool}-{queue}@%h", "--include", "acme.trials")
     return (project / ".venv/bin/celery", "-A", "acme", "worker", "-l", "info", *options)
 
 
@@ -152,7 +153,7 @@ def worker_command(project: Path, pool: str, queue: str = "celery") -> tuple[str
 def worker(project: Path, folder: Path, url: str, pool: str, queue: str = "celery", **more: str) -> Iterator[Program]:
     """Run a worker with signs of life in the folder."""
     variables = {"ALIVE_DIRECTORY": str(folder), "CELERY_BROKER_URL": url, "DEBUG": "1"} | more
-    with started(project, folder / "worker.log", *worker_command(project, pool, queue), **variables) as program:
+    with started(project, folder / f"{pool}-{queue}.log", *worker_command(project, pool, queue), **variables) as program:
         program.says(r" ready\.")
         yield program
 
@@ -197,6 +198,19 @@ def test_a_task_of_a_killed_gevent_worker_comes_back(project, tmp_path, redis):
         first.process.kill()
     with worker(project, tmp_path, redis[1], "gevent", VISIBILITY_SECONDS="1") as second:
         assert wait_until(lambda: runs(trace) > 1), second.text
+
+
+def test_a_gevent_worker_with_nothing_to_do_gives_back_what_a_dead_one_held(project, tmp_path, redis):
+    def ask(*words: str) -> str:
+        return run(tmp_path, needed("redis-cli"), "-u", redis[1], *words).strip()
+
+    trace = tmp_path / "trace"
+    with worker(project, tmp_path, redis[1], "gevent", queue="idle", VISIBILITY_SECONDS="1"):
+        with worker(project, tmp_path, redis[1], "gevent") as busy:
+            send(project, "hold", trace, redis[1])
+            assert wait_until(lambda: runs(trace)), busy.text
+            busy.process.kill()
+        assert wait_until(lambda: (ask("HLEN", "unacked"), ask("LLEN", "celery")) == ("0", "1"))
 
 
 def test_a_redis_that_evicts_queues_is_refused(project, tmp_path, redis):

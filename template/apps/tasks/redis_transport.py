@@ -162,9 +162,24 @@ class Transport(redis.Transport):
 
     Channel = Channel
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._restored_at = 0.0
+
     def drain_events(self, connection: Any, timeout: float | None = None) -> None:
         """Deliver what comes next; raise socket.timeout if nothing does."""
+        self._restore(connection.client.transport_options)
         # Without an event loop, as on gevent, nothing tells a worker whose places are all taken that one is free.
         if timeout and not all(channel.qos.can_consume() for channel in self.cycle._channels):
             timeout = min(timeout, FULL_SECONDS)
         super().drain_events(connection, timeout=timeout)
+
+    def _restore(self, options: dict[str, Any]) -> None:
+        """Give back what dead workers held, as often as a worker with an event loop does.
+
+        Without one kombu does so only after a wait in which Redis has sent nothing, but it says each second that a
+        queue is empty.
+        """
+        if monotonic() - self._restored_at >= options.get("unacked_restore_interval", Channel.unacked_restore_interval):
+            self._restored_at = monotonic()
+            self.cycle.maybe_restore_messages()

@@ -2,7 +2,7 @@
 
 import json
 from queue import Empty
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, Mock
 
 import pytest
 
@@ -103,3 +103,15 @@ def test_a_connection_that_was_given_up_is_an_error_of_the_connection(channel):
     channel.connection.client = None
     with pytest.raises(channel.connection_errors):
         channel._connparams()
+
+
+def test_without_an_event_loop_what_dead_workers_held_is_looked_for_although_redis_answers(channel, monkeypatch):
+    transport = channel.connection
+    looks, now = [], iter([1000, 1000, 1004, 1005, 1005])
+    monkeypatch.setattr(redis_transport, "monotonic", lambda: next(now))
+    monkeypatch.setattr(redis_transport.redis.Transport, "drain_events", lambda *_, **__: None)
+    monkeypatch.setattr(transport.cycle, "maybe_restore_messages", lambda: looks.append(1))
+    connection = Mock(client=Mock(transport_options={"unacked_restore_interval": 5}))
+    for expected in (1, 1, 2):
+        transport.drain_events(connection)
+        assert len(looks) == expected
