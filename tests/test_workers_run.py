@@ -153,7 +153,8 @@ def worker_command(project: Path, pool: str, queue: str = "celery") -> tuple[str
 def worker(project: Path, folder: Path, url: str, pool: str, queue: str = "celery", **more: str) -> Iterator[Program]:
     """Run a worker with signs of life in the folder."""
     variables = {"ALIVE_DIRECTORY": str(folder), "CELERY_BROKER_URL": url, "DEBUG": "1"} | more
-    with started(project, folder / f"{pool}-{queue}.log", *worker_command(project, pool, queue), **variables) as program:
+    log, command = folder / f"{pool}-{queue}.log", worker_command(project, pool, queue)
+    with started(project, log, *command, **variables) as program:
         program.says(r" ready\.")
         yield program
 
