@@ -196,7 +196,12 @@ def imports(code: bytes) -> set[str]:
 
 
 def names_of(requirements: list[str]) -> set[str]:
-    return {re.match(r"[\w-]+", each)[0].lower() for each in requirements}
+    return {canonical(re.match(r"[\w-]+", each)[0]) for each in requirements}
+
+
+def canonical(name: str) -> str:
+    """The name of a package in the one of its spellings that all agree on."""
+    return name.lower().replace("_", "-")
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +227,7 @@ def test_every_import_has_a_direct_dependency(distributions, distinct):
             only_development = path.startswith("tests/") or path.endswith("/dev.py")
             asked_for = names_of(always + development * only_development)
             for module in imports(files[path]) - {"acme", "apps", "tests"}:
-                offered = {each.lower() for each in [*distributions.get(module, []), VOUCHED_FOR.get(module, module)]}
+                offered = {*map(canonical, [*distributions.get(module, []), VOUCHED_FOR.get(module, module)])}
                 if not offered & asked_for:
                     bad.setdefault(f"{path} imports {module}", name)
     assert bad == {}

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("celery")
 
-from amqp.exceptions import RecoverableConnectionError
+from kombu import Connection
 from kombu.transport import TRANSPORT_ALIASES, pyamqp, resolve_transport
 
 from apps.tasks.rabbitmq_transport import Channel
@@ -32,5 +32,5 @@ def test_a_confirmation_is_waited_for_as_long_as_any_answer(monkeypatch, asked, 
 def test_a_connection_that_is_gone_is_an_error_after_which_a_new_one_is_made():
     channel = object.__new__(Channel)
     channel.connection, channel._confirm_selected = None, True
-    with pytest.raises(RecoverableConnectionError):
+    with pytest.raises(Connection("amqp://").recoverable_connection_errors):
         channel.basic_publish_confirm("message")
