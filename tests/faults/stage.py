@@ -26,6 +26,8 @@ SLOTS = 4
 PATIENCE_SECONDS = 180
 # Longer than any recovery: where nothing happens for so long, nothing will.
 QUIET_SECONDS = 60
+# What has not ended by then goes round in circles.
+ENDLESS_SECONDS = 300
 # Above the number of any task.
 ALL = 10**9
 # Ours with a timeout that a test can wait for. Its time limits and its lease stay as they are, unless a fault is about
@@ -222,7 +224,7 @@ class Stage:
 
     def finish(self, quiet_seconds: float = QUIET_SECONDS) -> Outcome:
         """Wait until all is done and the broker holds nothing, or nothing more happens; settle accounts."""
-        self.until(lambda: self._is_over(quiet_seconds), "the end", 4 * PATIENCE_SECONDS)
+        self.until(lambda: self._is_over(quiet_seconds), "the end", ENDLESS_SECONDS)
         return self.outcome()
 
     def _is_over(self, quiet_seconds: float) -> bool:
