@@ -266,7 +266,7 @@ def said(outcomes: Sequence[Outcome]) -> str:
 def main() -> None:
     """Let everything happen, print and write the tables."""
     parser = argparse.ArgumentParser(prog="python -m bench faults", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=1, help="of 25 minutes each (default: 1)")
+    parser.add_argument("--rounds", type=int, default=1, help="of 35 minutes each (default: 1)")
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()

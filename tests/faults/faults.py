@@ -290,19 +290,22 @@ def half_sent(stage: Stage) -> Iterator[None]:
         stage.release_all()
 
 
-@fault("broker away for 5 s, 199 parts of a chord")
+@fault("broker away, then kill -9 of the worker, 199 parts of a chord")
 def broken_chord(stage: Stage) -> Outcome:
     way = stage.go_through_proxy()
-    stage.start_worker()
-    stage.start_beat()
+    worker = stage.start_worker()
     stage.hold(40)
-    stage.send(how="chord")
+    # Long enough that the others are not done when those in the slots come back.
+    stage.send(how="chord", seconds=0.3)
     stage.until_full(40)
     stage.fault()
     way.cut()
-    # They end, and nobody can tell the broker.
+    # Those in the slots end, and nobody tells the broker: they will run again, as soon as the next worker looks.
+    stage.hold(40 + SLOTS)
+    stage.until_done(40 + SLOTS)
+    stage.wait(8)
+    worker.kill()
     stage.release()
-    stage.wait(5)
     way.open()
     return stage.finish()
 

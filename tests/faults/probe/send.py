@@ -53,9 +53,9 @@ def send_in_transaction(identity: int) -> None:
         note("sent", identity)
 
 
-def send_chord(identities: range) -> None:
+def send_chord(identities: range, seconds: float) -> None:
     """Send tasks with these numbers, the last of which follows when all others are done."""
-    *parts, body = (tasks.work.si(identity, 0.05) for identity in identities)
+    *parts, body = (tasks.work.si(identity, seconds) for identity in identities)
     chord(parts)(body)
     for identity in identities:
         note("sent", identity)
@@ -93,7 +93,7 @@ def main(
         timer.daemon = True
         timer.start()
     if how == "chord":
-        send_chord(numbers)
+        send_chord(numbers, seconds or 0.05)
         return
     if at_once > 1:
         # The first one alone, as a server has sent tasks before it is busy.
