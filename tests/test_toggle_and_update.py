@@ -77,7 +77,8 @@ def test_off_and_on_again_equals_fresh(project, render, answers, by_hand):
     assert difference(template.tree(made), on) == []
 
 
-@pytest.mark.parametrize("by_hand", [False, True], ids=["data", "answers-file"])
+# By hand it is the same way, and so goes the walk below.
+@pytest.mark.parametrize("by_hand", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["data", "answers-file"])
 def test_on_and_off_again_equals_fresh(project, render, by_hand):
     made = project(**OFF)
     off = template.tree(made)
