@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -151,9 +151,9 @@ def snapshot(destination: Path) -> Path:
     return destination
 
 
-def copy(template: Path, destination: Path, **answers: Any) -> Path:
-    """Generate a project of these answers, and DEFAULTS for the rest; returns its folder."""
-    copier.run_copy(str(template), destination, data=DEFAULTS | answers, defaults=True, quiet=True)
+def copy(template: Path, destination: Path, exclude: Sequence[str] = (), **answers: Any) -> Path:
+    """Generate a project of these answers, and DEFAULTS for the rest, without some files; returns its folder."""
+    copier.run_copy(str(template), destination, DEFAULTS | answers, defaults=True, exclude=exclude, quiet=True)
     return destination
 
 

@@ -33,6 +33,8 @@ TOGGLES = {
     "per_unit-none": ({"subscriptions": "per_unit"}, {}),
     "none-per_unit": ({}, {"subscriptions": "per_unit"}),
 }
+# Those of a kind with another one.
+MORE_TOGGLES = ("flower-none", "full-services", "none-chat", "none-per_unit", "off-jobs", "rabbitmq-off")
 CONFLICT = re.compile(r"^<{7} ", re.MULTILINE)
 
 
@@ -113,7 +115,9 @@ def shared(renderer: template.Renderer, toggle: tuple[Answers, Answers]) -> dict
     }
 
 
-@pytest.mark.parametrize("name", TOGGLES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in MORE_TOGGLES else name for name in TOGGLES]
+)
 def test_a_line_added_at_every_place_is_kept_or_conflicts(renderer, tmp_path, name):
     template.git(tmp_path, "init", "--quiet")
     harmed = []

@@ -89,7 +89,7 @@ def test_on_and_off_again_equals_fresh(project, render, by_hand):
 
 
 @pytest.mark.parametrize("forcing", FORCING, ids=label)
-@pytest.mark.parametrize("use_celery", [True, False], ids=["kept", "removed"])
+@pytest.mark.parametrize("use_celery", [pytest.param(True, marks=pytest.mark.slow), False], ids=["kept", "removed"])
 def test_dropping_the_last_feature_that_needs_celery_follows_use_celery(project, render, forcing, use_celery):
     made = project(**forcing, use_celery=use_celery)
     without = {name: template.DEFAULTS[name] for name in forcing}
