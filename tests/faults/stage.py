@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from tests.browser import PATIENCE_SECONDS
 from tests.faults.account import Outcome, Record, Stalled
 from tests.faults.brokers import Broker, Cluster, Proxy, Redis
 from tests.faults.subjects import Settings, Subject
@@ -22,8 +23,6 @@ from tests.processes import Program
 
 TASKS = 200
 SLOTS = 4
-# How long a machine with other things to do may take for one step.
-PATIENCE_SECONDS = 180
 # Longer than any recovery: where nothing happens for so long, nothing will.
 QUIET_SECONDS = 60
 # What has not ended by then goes round in circles.
@@ -33,8 +32,6 @@ ALL = 10**9
 # Ours with a timeout that a test can wait for. Its time limits and its lease stay as they are, unless a fault is about
 # them: on a busy machine a process may stand still for longer than a limit that is short.
 SHORT_VISIBILITY = {"CELERY_BROKER_TRANSPORT_OPTIONS": {"visibility_timeout": 8}}
-
-
 # A sender with time: by itself ours gives up a broker after two seconds, and may not know then that it has the task.
 PATIENT_SENDER = {
     "CELERY_BROKER_CONNECTION_TIMEOUT": PATIENCE_SECONDS,
