@@ -122,8 +122,8 @@ def shell(folder: Path, commands: list[str]) -> str:
 
 
 def without_release(project: Path) -> template.Tree:
-    """The files of a project, and its answers but for the release that they were given to."""
-    files = template.tree(project)
+    """The files of a project that are the template's, and its answers but for the release that they were given to."""
+    files = {path: file for path, file in template.tree(project).items() if path not in template.OWNERS_FILES}
     mode, answers = files[template.ANSWERS_FILE]
     return files | {template.ANSWERS_FILE: (mode, re.sub(rb"^_(commit|src_path): .*\n", b"", answers, flags=re.M))}
 
