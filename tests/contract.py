@@ -94,6 +94,7 @@ class Row(NamedTuple):
 CONTRACT = [
     Row(".copier-answers.yml", None, always),
     Row(".dockerignore", None, containers),
+    Row(".editorconfig", None, always),
     Row(".env.example", "# CELERY_BROKER_URL=", has_celery),
     Row(".env.example", "# CELERY_BROKER_URL=redis://127.0.0.1:6379/0\n", redis),
     Row(".env.example", "# CELERY_BROKER_URL=amqp://guest:guest@127.0.0.1:5672//\n", rabbitmq),
@@ -108,6 +109,7 @@ CONTRACT = [
     Row(".env.example", "# REDIS_PORT=6379\n", both(services, redis)),
     Row(".env.example", "# WEB_PORT=8000\n", containers),
     Row(".env.example", "docker-compose.yml", services),
+    Row(".gitattributes", None, always),
     Row(".github/workflows/ci.yml", "actions/setup-python@", pip),
     Row(".github/workflows/ci.yml", "astral-sh/setup-uv@", uv),
     Row(".github/workflows/ci.yml", "UV_LOCKED: ", uv),
@@ -115,6 +117,7 @@ CONTRACT = [
     Row(".github/workflows/ci.yml", "manage.py bootstrap_celery_tasks --dry-run", has_celery),
     Row(".github/workflows/ci.yml", "run: pytest\n", pip),
     Row(".github/workflows/ci.yml", "run: uv run pytest\n", uv),
+    Row(".pre-commit-config.yaml", None, always),
     Row("Dockerfile", None, containers),
     Row("Dockerfile", "COPY --from=ghcr.io/astral-sh/uv:", both(containers, uv)),
     Row("Dockerfile", "CELERY_BROKER_URL=redis:// SECRET_KEY=none python manage.py", both(containers, has_celery)),

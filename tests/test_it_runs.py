@@ -6,6 +6,7 @@ And what its workflow on GitHub does passes, with Celery and without.
 import json
 import re
 import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -328,6 +329,10 @@ def test_the_workflow_would_pass(template_repo, tmp_path, answers, own_tests, pa
     assert run(project, python, "-m", "django", "--version").startswith("5.2." if version == "3.11" else "6.0.")
     # Without Celery the tests pass because it is not needed, not because it is there all the same.
     assert run(project, python, "-c", HAS_CELERY).strip() == str("tasks" in own_tests)
+    hook = (Path(sys.executable).with_name("pre-commit"), "run", "--all-files")
+    assert "Passed" in run(
+        project, *hook, PATH=f"{python.parent}:{environment()['PATH']}", PRE_COMMIT_HOME=str(tmp_path)
+    )
     if packages == "tested":
         assert installed_versions(project, python) <= tested_versions(project)
     # Only what git ignores was made.

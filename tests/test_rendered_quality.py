@@ -85,7 +85,7 @@ def test_html_is_copied_as_it_is():
 
 def test_yaml_is_clean(variants):
     rules = "{extends: default, rules: {document-start: disable, line-length: {max: 130}, truthy: {check-keys: false}}}"
-    files = places(variants, "docker-compose.yml", ".github/workflows/*.yml")
+    files = places(variants, "docker-compose.yml", ".github/workflows/*.yml", ".pre-commit-config.yaml")
     assert not run("yamllint", "--strict", "-d", rules, *files, cwd=variants)
 
 
