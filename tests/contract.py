@@ -526,6 +526,27 @@ MESSAGES = [
 ]
 
 
+# Where a template comes from, and whether that is a folder of one machine.
+SOURCES = [
+    ("/home/me/template", True),
+    ("../template", True),
+    ("C:\\template", True),
+    ("gh:us/template", False),
+    ("git@example.com:us/template", False),
+    ("https://example.com/template.git", False),
+]
+
+
+def source_breaches(renderer: Renderer) -> Iterator[str]:
+    """Yield a sentence for each source of which the message after a copy says what is not so."""
+    context = renderer.context(TEXTS | {name: question.get("default") for name, question in questions().items()})
+    for source, is_folder in SOURCES:
+        known = context | {"_copier_answers": context["_copier_answers"] | {"_src_path": source}}
+        said = renderer.string(settings()["_message_after_copy"], known)
+        if (f"its template as {source}, a folder on this machine" in said) != is_folder:
+            yield f"{source} is {'not ' * is_folder}said to be a folder on this machine"
+
+
 def message_breaches(renderer: Renderer, answers: Answers) -> list[str]:
     """Return a sentence for each thing that a message says, or does not say, against its row."""
     context = renderer.context(answers)

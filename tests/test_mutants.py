@@ -183,6 +183,7 @@ def other_breaches(renderer: Renderer) -> Iterator[str]:
     """Check what the answers lead to, which files are left out, what is refused and what is said."""
     yield from contract.literal_breaches(renderer)
     yield from contract.validation_breaches(renderer)
+    yield from contract.source_breaches(renderer)
     paths = [row for row in contract.CONTRACT if row.text is None]
     for answers in valid_for_one_python():
         yield from contract.answer_breaches(renderer, answers)

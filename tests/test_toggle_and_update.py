@@ -263,6 +263,20 @@ def test_a_new_release_reaches_a_project_that_is_toggled_on_the_way(released, tm
     assert difference(template.tree(made), template.tree(released("v2.0.0", **to))) == []
 
 
+def test_a_teammate_updates_from_where_the_team_hosts_the_template(releases, tmp_path):
+    mine, hosted = tmp_path / "clone", tmp_path / "hosted.git"
+    template.git(tmp_path, "clone", "--quiet", str(releases), str(mine))
+    template.git(tmp_path, "init", "--quiet", "--bare", str(hosted))
+    copier.run_copy(str(mine), tmp_path / "acme", data=template.DEFAULTS, defaults=True, quiet=True, vcs_ref="v1.0.0")
+    template.commit_all(tmp_path / "acme", "Start")
+    template.git(mine, "push", "--quiet", "--mirror", str(hosted))
+    edit_answers_file(tmp_path / "acme", _src_path=f"git+file://{hosted}")
+    # What a teammate has: the project, and not the folder that it was made from.
+    shutil.rmtree(mine)
+    copier.run_update(tmp_path / "acme", defaults=True, overwrite=True, quiet=True)
+    assert (tmp_path / "acme/apps/tasks/added.py").exists()
+
+
 def test_recopy_over_a_project_leaves_stale_files_that_do_nothing(project, template_repo):
     """`copier recopy` never deletes; the files that stay must be of no effect."""
     made = project()
