@@ -6,7 +6,7 @@ Without them a chord would not go on, and `.get()` would wait for ever for what 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from celery import Celery
+from celery import Celery, signature
 
 # Each calls another task for many arguments, and returns what that returns.
 REPEATERS = {"celery.chunks", "celery.map", "celery.starmap"}
@@ -18,14 +18,15 @@ def is_read(app: Celery, name: str, kwargs: Mapping[str, Any], options: Mapping[
     That is a chord that it is a part of, or what follows it in a chain and fails when it does, or whoever asks for what
     it calls for many arguments.
     """
-    if options.get("chord") or any(keeps_result(app, signature) for signature in options.get("chain") or ()):
+    if options.get("chord") or any(keeps_result(app, step) for step in options.get("chain") or ()):
         return True
-    return name in REPEATERS and keeps_result(app, kwargs["task"])
+    # The task to repeat may be named by anything that makes a signature.
+    return name in REPEATERS and "task" in kwargs and keeps_result(app, signature(kwargs["task"], app=app))
 
 
-def keeps_result(app: Celery, signature: Mapping[str, Any]) -> bool:
+def keeps_result(app: Celery, call: Mapping[str, Any]) -> bool:
     """Return whether the result is kept of one of the tasks of a signature, which may have come in a message."""
-    return bool(signature["options"].get("chord")) or any(_keeps_result(app, task) for task in _tasks_of(signature))
+    return bool(call["options"].get("chord")) or any(_keeps_result(app, task) for task in _tasks_of(call))
 
 
 def _keeps_result(app: Celery, task: Mapping[str, Any]) -> bool:
@@ -36,22 +37,22 @@ def _keeps_result(app: Celery, task: Mapping[str, Any]) -> bool:
     return ignored is False or is_read(app, name, task["kwargs"], task["options"])
 
 
-def keep_result_of(task_id: str, signature: Mapping[str, Any]) -> None:
+def keep_result_of(task_id: str, call: Mapping[str, Any]) -> None:
     """Have the result kept of the task in a signature that has this id, unless the signature says otherwise."""
-    for task in _tasks_of(signature):
+    for task in _tasks_of(call):
         if task["options"].get("task_id") == task_id:
             task["options"].setdefault("ignore_result", False)
 
 
-def _tasks_of(signature: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _tasks_of(call: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Yield the tasks whose results are those of a signature, or of one of its steps."""
-    match signature["task"]:
+    match call["task"]:
         case "celery.chain" | "celery.group":
-            parts = signature["kwargs"]["tasks"]
+            parts = call["kwargs"]["tasks"]
         case "celery.chord":
-            parts = [signature["kwargs"]["body"]]
+            parts = [body] if (body := call["kwargs"].get("body")) else []
         case _:
-            yield signature
+            yield call
             return
     for part in parts:
         yield from _tasks_of(part)

@@ -130,6 +130,7 @@ REPEATED = {
     "starmap": (lambda: add.starmap([(1, 2), (3, 4)]), [3, 7]),
     "chunks": (lambda: add.chunks([(1, 2), (3, 4)], 1), [[3], [7]]),
     "in a chain": (lambda: chain(pass_on.si(0), add.starmap([(1, 2)])), [3]),
+    "by its name": (lambda: xmap(total.name, [[1, 2]]), [3]),
     "as the signature says": (lambda: xmap(pass_on.s().set(ignore_result=False), [1, 2]), [1, 2]),
 }
 
