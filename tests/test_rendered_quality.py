@@ -356,8 +356,8 @@ def test_no_name_of_ours_is_that_of_a_package_or_folder_of_the_project(outputs):
 @pytest.mark.parametrize(
     "line",
     [
-        *("from django.apps import apps", "import django.apps as apps", "apps = 1", "def apps(): ...", "class apps: ..."),
-        *("def ready(apps): ...", "for apps in (): ...", "with one as apps: ...", "(apps := 1)"),
+        *("from django.apps import apps", "import django.apps as apps", "apps = 1", "(apps := 1)", "def apps(): ..."),
+        *("class apps: ...", "def ready(apps): ...", "for apps in (): ...", "with one as apps: ..."),
     ],
 )
 def test_the_look_at_names_finds(line):
