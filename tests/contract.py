@@ -209,7 +209,6 @@ CONTRACT = [
     Row("apps/tasks/README.md", None, has_celery),
     Row("apps/tasks/__init__.py", None, has_celery),
     Row("apps/tasks/dev.py", "def flower_process", flower),
-    Row("apps/tasks/dev.py", "import first_free_port\n", flower),
     Row("apps/tasks/dev.py", "        flower_process(),\n", flower),
     Row("apps/tasks/failures.py", None, has_celery),
     Row("apps/tasks/management/commands/bootstrap_celery_tasks.py", None, has_celery),

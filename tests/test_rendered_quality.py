@@ -322,6 +322,51 @@ def test_any_name_keeps_python_formatted(renderer, tmp_path, name):
     assert not run("ruff", "format", "--check", "--diff", "--no-cache", "--quiet", ".", cwd=tmp_path)
 
 
+def bound_names(content: bytes) -> Iterator[tuple[int, str, bool]]:
+    """Yield the names that a module binds anywhere, with the line, and whether that is the package of this name."""
+    for node in ast.walk(ast.parse(content)):
+        match node:
+            case ast.Import(names=names):
+                yield from ((node.lineno, each.asname or each.name.split(".")[0], not each.asname) for each in names)
+            case ast.ImportFrom(names=names):
+                yield from ((node.lineno, each.asname or each.name, False) for each in names)
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                yield node.lineno, name, False
+            case ast.arg(arg=name) | ast.Name(id=name, ctx=ast.Store()):
+                yield node.lineno, name, False
+            case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
+                yield node.lineno, name, False
+
+
+def python_files(outputs: dict[str, list[bytes]]) -> Iterator[tuple[str, bytes]]:
+    for path, contents in outputs.items():
+        if path.endswith(".py"):
+            yield from ((path, content) for content in contents)
+
+
+def test_no_name_of_ours_is_that_of_a_package_or_folder_of_the_project(outputs):
+    """`import apps.shop` binds the name `apps`: what else has this name in a module breaks at that line."""
+    taken = {path.split("/")[0].removesuffix(".py") for path in outputs}
+    shadowed = {
+        f"{path}:{line}: {name}"
+        for path, content in python_files(outputs)
+        for line, name, is_package in bound_names(content)
+        if name in taken and not is_package
+    }
+    assert shadowed == set()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("from django.apps import apps", "import django.apps as apps", "apps = 1", "(apps := 1)", "def apps(): ..."),
+        *("class apps: ...", "def ready(apps): ...", "for apps in (): ...", "with one as apps: ..."),
+    ],
+)
+def test_the_look_at_names_finds(line):
+    assert [name for _, name, is_package in bound_names(line.encode()) if not is_package].count("apps") == 1
+
+
 def test_image_tags_are_the_same_everywhere(outputs):
     text = b"".join(itertools.chain.from_iterable(outputs.values())).decode()
     tags: dict[str, set[str]] = {}
