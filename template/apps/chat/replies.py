@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
-from django.db.models import F, QuerySet
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from . import ai
@@ -104,14 +104,11 @@ def use_allowance(chat: Chat) -> None:
 
     Or when too many are being written: one person must not hold every worker.
     """
-    now = timezone.now()
-    Allowance.objects.get_or_create(owner_id=chat.owner_id)
-    own = Allowance.objects.filter(owner_id=chat.owner_id)
-    own.filter(hour_began_at__lte=now - timedelta(hours=1)).update(hour_began_at=now, replies=0)
-    if not own.filter(replies__lt=settings.CHAT_REPLIES_PER_HOUR).update(replies=F("replies") + 1):
+    if not Allowance.use(chat.owner_id, settings.CHAT_REPLIES_PER_HOUR):
         raise Refused(f"You have asked {settings.CHAT_REPLIES_PER_HOUR} times within an hour. Try again later.")
     # What has been silent for longer is lost, and holds nobody up.
-    recent = Message.objects.filter(updated_at__gt=now - timedelta(seconds=settings.CHAT_REPLY_SECONDS))
+    earliest = timezone.now() - timedelta(seconds=settings.CHAT_REPLY_SECONDS)
+    recent = Message.objects.filter(updated_at__gt=earliest)
     if recent.filter(chat__owner=chat.owner_id, state__in=Message.ACTIVE).count() >= settings.CHAT_REPLIES_AT_ONCE:
         raise Refused("Your other chats are still being answered. Wait for the end of a reply, or stop one.")
 
