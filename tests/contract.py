@@ -83,6 +83,10 @@ def both(*conditions: Condition) -> Condition:
     return lambda answers: all(condition(answers) for condition in conditions)
 
 
+def either(*conditions: Condition) -> Condition:
+    return lambda answers: any(condition(answers) for condition in conditions)
+
+
 class Row(NamedTuple):
     """`text` is in the file at `path` (without a text: the file is there) if and only if `when` holds."""
 
@@ -216,6 +220,7 @@ CONTRACT = [
     Row("apps/tasks/outbox.py", None, has_celery),
     Row("apps/teams/__init__.py", None, subscriptions),
     Row("apps/users/models.py", None, always),
+    Row("apps/web/allowance.py", None, either(chat, subscriptions)),
     Row("apps/web/management/commands/dev.py", None, always),
     Row("constraints.txt", None, pip),
     Row("constraints.txt", "\n-c tested-versions.txt\n", pip),
