@@ -4,7 +4,7 @@ With USE_TZ off a column holds the time that a clock in TIME_ZONE shows. So it d
 that comes twice, at the end of summer time, from each other; here the likelier one is taken.
 """
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from django.conf import settings
 from django.utils import timezone
@@ -37,17 +37,35 @@ def for_column(moment: datetime) -> datetime:
     return moment if settings.USE_TZ else timezone.make_naive(moment, timezone.get_default_timezone())
 
 
+def not_before(moment: datetime) -> datetime:
+    """Return as a column takes it a moment that must not be taken for an earlier one: rather for one an hour later."""
+    column = for_column(moment)
+    first, second = _passes(column)
+    return column + (second - first) if first < moment else column
+
+
+def ago(wait: timedelta) -> datetime:
+    """Return as a column takes it the moment so long ago; rather an earlier one where the clock was just changed."""
+    return min(timezone.now() - wait, for_column(now() - wait))
+
+
 def at_once() -> datetime:
-    """Return for a column a moment that is past, and stays so when the clock is set back at the end of summer time."""
+    """Return as a column takes it a moment that has come, also when the clock is set back right afterwards."""
     moment = timezone.now()
     first, second = _passes(moment)
     return moment - (second - first)
 
 
+def is_changed() -> bool:
+    """Return whether clocks in TIME_ZONE are set forward and back within a year."""
+    days = (now() + timedelta(days=number) for number in range(0, 365, 14))
+    return len({day.astimezone(timezone.get_default_timezone()).utcoffset() for day in days}) > 1
+
+
 def _passes(moment: datetime) -> tuple[datetime, datetime]:
     """Return both moments that a time without a zone may mean; they are the same unless its hour comes twice."""
     if timezone.is_aware(moment):
-        return moment, moment
+        return (moment.astimezone(UTC),) * 2
     zone = UTC if settings.USE_TZ else timezone.get_default_timezone()
     first, second = (moment.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
     # In an hour that is missing they are the other way round.

@@ -132,7 +132,7 @@ class Entry(ModelEntry):
             return self.last_run_at
         since = self._behind_since = min(self._behind_since or now, now)
         is_interval = isinstance(self.schedule, schedules.schedule)
-        # Not at once for others: if it is now that the clock is wrong, what has run must not run again once it is right.
+        # Others not at once: if the clock is wrong now, what has run must not run again when it is set right.
         if is_interval or now - since > BELIEVED_AFTER:
             self._note(since)
             self.save()

@@ -17,13 +17,12 @@ from celery.canvas import Signature
 from celery.contrib.django.task import DjangoTask
 from celery.exceptions import Ignore, Reject
 from celery.result import AsyncResult
-from celery.utils.time import maybe_make_aware
 from django.db import transaction
-from django.utils import timezone
 from kombu.exceptions import OperationalError
 from kombu.serialization import dumps, loads
 from kombu.utils.uuid import uuid
 
+from . import clock
 from .broker import is_rabbitmq
 
 logger = logging.getLogger(__name__)
@@ -119,6 +118,7 @@ class ProjectTask(DjangoTask):
                 f"{self.name} cannot wait until {eta} from within a transaction, which its retry rolls back: "
                 f"call retry() after the transaction, or with at most {outbox.longest_wait()}."
             )
+        options |= self._moments(options, eta)
         lasting = {**options, "eta": eta} if eta else options
         if (is_farewell or not in_transaction) and not (is_far or is_durable or after_commit):
             try:
@@ -222,14 +222,15 @@ class ProjectTask(DjangoTask):
     def _eta(self, options: Mapping[str, Any]) -> datetime | None:
         """Return when the task is to run, None for as soon as possible."""
         if countdown := options.get("countdown"):
-            return timezone.now() + timedelta(seconds=countdown)
-        return self._moment(options.get("eta"))
+            return clock.now() + timedelta(seconds=countdown)
+        return _moment(options.get("eta"))
 
-    def _moment(self, time: datetime | str | None) -> datetime | None:
-        """Return a time with its zone; a task that is sent again has it as text."""
-        if isinstance(time, str):
-            time = datetime.fromisoformat(time)
-        return time and maybe_make_aware(time, self.app.timezone)
+    def _moments(self, options: Mapping[str, Any], eta: datetime | None) -> dict[str, datetime]:
+        """Return those of the options that are moments, with a zone: one without Celery takes for UTC."""
+        moments = {"eta": eta} if options.get("eta") else {}
+        if isinstance(expires := options.get("expires", self.expires), datetime | str):
+            moments["expires"] = _moment(expires)
+        return moments
 
     def _message(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], task_id: str, options: dict[str, Any]
@@ -250,9 +251,9 @@ class ProjectTask(DjangoTask):
         lasting = {name: options[name] for name in options.keys() - {"connection", "countdown", "publisher"}}
         expires = options.get("expires", self.expires)
         if isinstance(expires, Real):
-            expires = timezone.now() + timedelta(seconds=float(expires))
+            expires = clock.now() + timedelta(seconds=float(expires))
         if expires:
-            lasting["expires"] = self._moment(expires)
+            lasting["expires"] = _moment(expires)
         return Message(self.name, task_id, args, kwargs, lasting)
 
     def _publish(self, message: Message, on_failure: Callable[[], object] | None) -> None:
@@ -290,9 +291,16 @@ class RetryingTask(ProjectTask):
 
 def in_whole_seconds(options: dict[str, Any], eta: datetime | None) -> dict[str, Any]:
     """Return the options of a task with a full second to wait, where less is left for RabbitMQ: Celery refuses that."""
-    if eta and is_rabbitmq(current_app.conf.broker_url) and timedelta() < eta - timezone.now() < timedelta(seconds=1):
+    if eta and is_rabbitmq(current_app.conf.broker_url) and timedelta() < eta - clock.now() < timedelta(seconds=1):
         return {**options, "countdown": 1, "eta": None}
     return options
+
+
+def _moment(time: datetime | str | None) -> datetime | None:
+    """Return a time with its zone; a task that is sent again has it as text."""
+    if isinstance(time, str):
+        time = datetime.fromisoformat(time)
+    return time and clock.aware(time)
 
 
 def _task_has_returned() -> bool:
