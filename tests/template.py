@@ -26,6 +26,10 @@ ROOT = Path(__file__).resolve().parent.parent
 ANSWERS_FILE = ".copier-answers.yml"
 # As the template spells its name.
 ANSWERS_FILE_NAME = "_copier_conf.answers_file"
+# Written by `versions.py`; `test_versions.py` proves of every set of dependencies that they are right.
+TESTED_VERSIONS = ("tested-versions.txt", "uv.lock")
+# What the template writes once and then leaves to the project's owner.
+OWNERS_FILES = ("constraints.txt", "uv.lock")
 
 Answers = dict[str, Any]
 # What a file is: its permission bits and its content.

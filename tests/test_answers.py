@@ -70,6 +70,17 @@ def test_the_message_after_copy_names_the_command_that_runs_the_project(
     assert command in capsys.readouterr().err
 
 
+def said_after_copy(source: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    copier.run_copy(source, folder, data=template.DEFAULTS, defaults=True, quiet=False)
+    return capsys.readouterr().err
+
+
+def test_who_copies_from_a_folder_reads_that_teammates_cannot_update_from_it(template_repo, tmp_path, capsys):
+    warning = "A teammate who updates the project needs an address"
+    assert warning in said_after_copy(str(template_repo), tmp_path / "folder", capsys)
+    assert warning not in said_after_copy(f"git+file://{template_repo}", tmp_path / "address", capsys)
+
+
 @pytest.mark.parametrize("name", ["celery_reasons", "commands", "features"])
 def test_computed_values_cannot_be_set(template_repo, tmp_path, name):
     assert f"{name} is computed" in refusal(template_repo, tmp_path / "acme", **{name: "{}"})

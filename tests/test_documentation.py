@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,21 @@ def test_the_reference_of_questions_is_the_one_that_copier_yml_gives():
 def test_every_link_leads_somewhere(path: Path):
     links = re.findall(r"\]\((?!https?://)([^)#]+)", path.read_text())
     assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+def test_the_site_builds_without_a_warning_and_has_every_page(tmp_path):
+    [command] = re.findall(r"`uv run (sphinx-build .*) site`", (ROOT / "CONTRIBUTING.md").read_text())
+    program, *options = command.split()
+    run(ROOT, Path(sys.executable).parent / program, *options, "-d", tmp_path / "cache", tmp_path / "site")
+    sources = [path.relative_to(ROOT) for path in PAGES if path.name != "README.md"]
+    missing = [path for path in sources if not (tmp_path / "site" / page_of(path)).exists()]
+    assert not missing and (tmp_path / "site/search/index.html").exists()
+
+
+def page_of(source: Path) -> Path:
+    """Where the site has a page."""
+    place = source.with_suffix("")
+    return (place.parent if place.name == "index" else place) / "index.html"
 
 
 def test_the_first_command_of_the_readme_comes_before_line_fifteen():
@@ -122,8 +138,8 @@ def shell(folder: Path, commands: list[str]) -> str:
 
 
 def without_release(project: Path) -> template.Tree:
-    """The files of a project, and its answers but for the release that they were given to."""
-    files = template.tree(project)
+    """The files of a project that are the template's, and its answers but for the release that they were given to."""
+    files = {path: file for path, file in template.tree(project).items() if path not in template.OWNERS_FILES}
     mode, answers = files[template.ANSWERS_FILE]
     return files | {template.ANSWERS_FILE: (mode, re.sub(rb"^_(commit|src_path): .*\n", b"", answers, flags=re.M))}
 

@@ -111,7 +111,7 @@ def shared(renderer: template.Renderer, toggle: tuple[Answers, Answers]) -> dict
     return {
         path: (old[path].decode().splitlines(keepends=True), new[path].decode().splitlines(keepends=True))
         for path in sorted(old.keys() & new.keys())
-        if old[path] != new[path] and path != template.ANSWERS_FILE
+        if old[path] != new[path] and path not in (template.ANSWERS_FILE, *template.OWNERS_FILES)
     }
 
 

@@ -6,6 +6,7 @@ And what its workflow on GitHub does passes, with Celery and without.
 import json
 import re
 import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -34,6 +35,8 @@ from tests.processes import (
     run,
     sqlite,
     started,
+    sync,
+    take_newest,
 )
 
 pytestmark = pytest.mark.run
@@ -195,13 +198,21 @@ def prove_that_outages_are_told(project: Path, site: Site, broker: Program, pass
     prove_that_it_comes_within(PROBE_SECONDS, health, (503, away | gone))
 
 
+# `pytest -m newest` tells which of the newest packages breaks what.
+PACKAGES = pytest.mark.parametrize("packages", ["tested", pytest.param("newest", marks=pytest.mark.newest)])
+
+
+@PACKAGES
 @pytest.mark.parametrize(
     "version, server, broker, in_one",
     [("3.13", redis_server, "redis", False), ("3.12", rabbitmq_server, "rabbitmq", True)],
     ids=["redis", "rabbitmq-and-beat-in-the-worker"],
 )
-def test_tasks_run_with_uv_and(template_repo, tmp_path, version, server, broker, in_one):
-    project, _ = installed(template_repo, tmp_path, version, celery_broker=broker)
+def test_tasks_run_with_uv_and(template_repo, tmp_path, version, server, broker, in_one, packages):
+    project = template.copy(template_repo, tmp_path.resolve() / "acme", celery_broker=broker)
+    if packages == "newest":
+        take_newest(project)
+    sync(project, version)
 
     def schedule() -> None:
         with (project / "acme/settings.py").open("a") as settings:
@@ -263,6 +274,17 @@ def workflow_steps(project: Path) -> tuple[list[str], dict[str, str], str]:
     return [step["run"] for step in job["steps"] if "run" in step], job["env"], version
 
 
+def installed_versions(project: Path, python: Path) -> set[str]:
+    """The packages of an environment, as `name==version`; the project's own apart, which pip installs as well."""
+    found = run(project, needed("uv"), "pip", "freeze", "--exclude-editable", "--python", python)
+    return set(re.findall(r"^[\w.-]+==\S+$", found, re.MULTILINE))
+
+
+def tested_versions(project: Path) -> set[str]:
+    """The packages that the template was tested with, in the same way."""
+    return set(re.findall(r"^[\w-]+==[^\s;]+", (project / "tested-versions.txt").read_text(), re.MULTILINE))
+
+
 def run_workflow(project: Path, commands: list[str], version: str, **variables: str) -> str:
     """Run the commands one by one, as GitHub does, with the Python that its set-up step provides; return the output."""
     provided = project.parent / "provided"
@@ -288,10 +310,13 @@ WORKFLOWS = {
 
 
 @pytest.mark.lengthy
+@PACKAGES
 @pytest.mark.parametrize("answers, own_tests", WORKFLOWS.values(), ids=WORKFLOWS)
-def test_the_workflow_would_pass(template_repo, tmp_path, answers, own_tests):
+def test_the_workflow_would_pass(template_repo, tmp_path, answers, own_tests, packages):
     project = tmp_path.resolve() / "project"
     copier.run_copy(str(template_repo), project, data=answers, defaults=True, quiet=True)
+    if packages == "newest":
+        take_newest(project)
     template.commit_all(project)
     commands, variables, version = workflow_steps(project)
     output = run_workflow(project, commands, version, **variables)
@@ -304,24 +329,45 @@ def test_the_workflow_would_pass(template_repo, tmp_path, answers, own_tests):
     assert run(project, python, "-m", "django", "--version").startswith("5.2." if version == "3.11" else "6.0.")
     # Without Celery the tests pass because it is not needed, not because it is there all the same.
     assert run(project, python, "-c", HAS_CELERY).strip() == str("tasks" in own_tests)
-    # Only what git ignores was made, uv's lock file apart.
-    assert template.git(project, "status", "--porcelain").split() in ([], ["??", "uv.lock"])
+    hook = (Path(sys.executable).with_name("pre-commit"), "run", "--all-files")
+    assert "Passed" in run(
+        project, *hook, PATH=f"{python.parent}:{environment()['PATH']}", PRE_COMMIT_HOME=str(tmp_path)
+    )
+    if packages == "tested":
+        assert installed_versions(project, python) <= tested_versions(project)
+    # Only what git ignores was made.
+    assert template.git(project, "status", "--porcelain") == ""
 
 
 # Make ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "manager, install, prefix, manage",
+    "manager, tested, prefix, manage",
     [
-        ("uv", "uv sync", "uv run ", "uv run manage.py"),
-        ("pip", "python -m pip install --group dev -e .", "", "python manage.py"),
+        ("uv", r"sed .* tested-versions\.txt \| .* uv lock\nuv sync", "uv run ", "uv run manage.py"),
+        (
+            "pip",
+            r'echo "-c tested-versions\.txt" > constraints\.txt\n'
+            r"python -m pip install -c constraints\.txt --group dev -e \.",
+            "",
+            "python manage.py",
+        ),
     ],
+    ids=["uv", "pip"],
 )
-def test_make_lists_its_targets_and_would_run_each_with(renderer, tmp_path, manager, install, prefix, manage):
+def test_make_lists_its_targets_and_would_run_each_with(renderer, tmp_path, manager, tested, prefix, manage):
     makefile = renderer.project(template.DEFAULTS | {"package_manager": manager})["Makefile"]
     (tmp_path / "Makefile").write_bytes(makefile)
     listed = {line.split()[0] for line in run(tmp_path, needed("make")).splitlines()} - {"help"}
+    versions = {"install", "tested", "upgrade"}
+    assert versions < listed
+    recipe = run(tmp_path, needed("make"), "--dry-run", "tested").rstrip()
+    assert re.fullmatch(tested, recipe)
+    # test_versions.py runs these in earnest.
+    last = recipe.splitlines()[-1]
+    assert run(tmp_path, needed("make"), "--dry-run", "install").splitlines()[-1] == last
+    listed -= versions
     commands = {target: run(tmp_path, needed("make"), "--dry-run", target).splitlines() for target in listed}
     celery = f"{prefix}celery -A acme"
     lint = ("ruff check .", "ruff format --check .", "djlint --check --lint .")
@@ -331,7 +377,6 @@ def test_make_lists_its_targets_and_would_run_each_with(renderer, tmp_path, mana
         "dev": [f"{manage} dev"],
         "down": ["docker compose down"],
         "flower": [f"{celery} flower --address=127.0.0.1"],
-        "install": [install],
         "lint": [f"{prefix}{command}" for command in lint],
         "test": [f"{prefix}pytest"],
         "up": ["docker compose up --build --wait"],
@@ -363,7 +408,10 @@ def test_without_celery_the_project_serves_and_nothing_of_celery_can_be_imported
 
 
 def test_the_lowest_versions_that_are_allowed_work(template_repo, tmp_path):
-    project, programs = installed(template_repo, tmp_path, "3.11", "--resolution", "lowest-direct")
+    project = template.copy(template_repo, tmp_path.resolve() / "acme")
+    # Of what those depend on, the newest of the day on which the lock was made.
+    uploads = re.findall(r'upload-time = "(.+?)"', (project / "uv.lock").read_text())
+    programs = sync(project, "3.11", "--resolution", "lowest-direct", "--exclude-newer", max(uploads))
     for command in (["check"], ["migrate"], ["bootstrap_celery_tasks"]):
         run(project, programs / "python", "manage.py", *command, DEBUG="1")
     run(project, programs / "pytest", "tests/users", "tests/tasks/test_panel.py")

@@ -113,7 +113,7 @@ def environment_of(mutant: Mutant) -> SandboxedEnvironment:
 def texts() -> Iterator[tuple[str, str]]:
     """Every text with Jinja in it, with its file: the templates, the macros, and the strings of copier.yml."""
     for name in template.template_files():
-        if name.endswith(".jinja"):
+        if name.endswith(".jinja") and name.removesuffix(".jinja") not in template.TESTED_VERSIONS:
             yield f"template/{name}", (ROOT / "template" / name).read_text()
     for path in sorted((ROOT / "includes").iterdir()):
         yield f"includes/{path.name}", path.read_text()
@@ -183,6 +183,7 @@ def other_breaches(renderer: Renderer) -> Iterator[str]:
     """Check what the answers lead to, which files are left out, what is refused and what is said."""
     yield from contract.literal_breaches(renderer)
     yield from contract.validation_breaches(renderer)
+    yield from contract.source_breaches(renderer)
     paths = [row for row in contract.CONTRACT if row.text is None]
     for answers in valid_for_one_python():
         yield from contract.answer_breaches(renderer, answers)

@@ -29,6 +29,9 @@ def traces(files: Mapping[str, bytes], words: re.Pattern[str]) -> Iterator[str]:
         if words.search(path):
             yield path
         for number, line in enumerate(content.decode().splitlines(), start=1):
+            if path == "uv.lock" and ("hash = " in line or "size = " in line):
+                # Names of files, and digits in which any number can be found.
+                continue
             if words.search(line.replace(OWN_NAME, "")):
                 yield f"{path}:{number}: {line}"
 

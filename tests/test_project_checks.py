@@ -214,8 +214,9 @@ def distributions(python_of_everything: Path) -> dict[str, list[str]]:
 def test_no_module_of_a_dependency_is_a_slug(renderer, distributions):
     validator = template.questions()["project_slug"]["validator"]
     assert {"celery", "django", "pydantic_ai", "stripe"} < set(distributions)
-    accepted = [name for name in distributions if not renderer.string(validator, {"project_slug": name}).strip()]
-    assert accepted == []
+    # Nobody types the name of what mypyc compiles, which begins with a hash, and each wheel has another one.
+    names = [name for name in distributions if not name.endswith("__mypyc")]
+    assert [name for name in names if not renderer.string(validator, {"project_slug": name}).strip()] == []
 
 
 def test_every_import_has_a_direct_dependency(distributions, distinct):

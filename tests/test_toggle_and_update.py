@@ -25,13 +25,13 @@ def recorded(project: Path) -> Answers:
     return yaml.safe_load((project / template.ANSWERS_FILE).read_text())
 
 
-def apart_from_answers(files: Tree) -> Tree:
-    return {path: content for path, content in files.items() if path != template.ANSWERS_FILE}
-
-
 def difference(one: Tree, other: Tree) -> list[str]:
-    """The paths at which two trees differ in presence, mode or content."""
-    return sorted(path for path in one | other if one.get(path) != other.get(path))
+    """The paths at which two trees differ in presence, mode or content; of the owner's files, in presence alone."""
+    return sorted(
+        path
+        for path in one | other
+        if one.get(path) != other.get(path) and not (path in template.OWNERS_FILES and path in one and path in other)
+    )
 
 
 def edit_answers_file(project: Path, **answers: Any) -> None:
@@ -155,6 +155,26 @@ def test_no_toggle_leaves_rejects_markers_or_empty_folders(project):
     assert [path for path, (_, content) in files.items() if MARKERS.search(content)] == []
 
 
+@pytest.mark.parametrize("manager, path", [("uv", "uv.lock"), ("pip", "constraints.txt")])
+def test_what_the_owner_has_locked_is_left_alone_and_the_tested_versions_follow(project, render, manager, path):
+    made = project(package_manager=manager)
+    (made / path).write_text("# mine\n")
+    template.commit_all(made, "Mine")
+    for use_celery in (False, True):
+        toggle(made, use_celery=use_celery)
+        assert (made / path).read_text() == "# mine\n"
+        assert ("celery==" in (made / "tested-versions.txt").read_text()) == use_celery
+    assert difference(template.tree(made), fresh(made, render)) == []
+
+
+def test_a_lock_that_was_deleted_comes_anew_with_the_next_update(project, render):
+    made = project()
+    (made / "uv.lock").unlink()
+    template.commit_all(made, "Without")
+    toggle(made, **OFF)
+    assert (made / "uv.lock").read_bytes() == fresh(made, render)["uv.lock"][1]
+
+
 def test_a_changed_section_that_goes_conflicts_visibly(project):
     made = project()
     settings = made / "acme/settings.py"
@@ -241,6 +261,20 @@ def test_a_new_release_reaches_a_project_that_is_toggled_on_the_way(released, tm
     answers = {name: template.DEFAULTS[name] for name in start} | to
     copier.run_update(made, data=answers, defaults=True, overwrite=True, quiet=True)
     assert difference(template.tree(made), template.tree(released("v2.0.0", **to))) == []
+
+
+def test_a_teammate_updates_from_where_the_team_hosts_the_template(releases, tmp_path):
+    mine, hosted = tmp_path / "clone", tmp_path / "hosted.git"
+    template.git(tmp_path, "clone", "--quiet", str(releases), str(mine))
+    template.git(tmp_path, "init", "--quiet", "--bare", str(hosted))
+    copier.run_copy(str(mine), tmp_path / "acme", data=template.DEFAULTS, defaults=True, quiet=True, vcs_ref="v1.0.0")
+    template.commit_all(tmp_path / "acme", "Start")
+    template.git(mine, "push", "--quiet", "--mirror", str(hosted))
+    edit_answers_file(tmp_path / "acme", _src_path=f"git+file://{hosted}")
+    # What a teammate has: the project, and not the folder that it was made from.
+    shutil.rmtree(mine)
+    copier.run_update(tmp_path / "acme", defaults=True, overwrite=True, quiet=True)
+    assert (tmp_path / "acme/apps/tasks/added.py").exists()
 
 
 def test_recopy_over_a_project_leaves_stale_files_that_do_nothing(project, template_repo):

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
+from tests.browser import PATIENCE_SECONDS
 from tests.dev_support import left_in, wait_until
 from tests.processes import (
     Program,
@@ -24,6 +25,7 @@ from tests.processes import (
     rabbitmq_server,
     redis_server,
     run,
+    sqlite,
     started,
 )
 
@@ -35,8 +37,10 @@ TASKS = 350
 TRIALS = """
 import os, time
 from pathlib import Path
-from django.db import connection
+from celery import group
+from django.db import connection, transaction
 from acme.celery import app
+from acme.tasks import add
 
 if seconds := os.environ.get("VISIBILITY_SECONDS"):
     app.conf.broker_transport_options = app.conf.broker_transport_options | {"visibility_timeout": int(seconds)}
@@ -60,7 +64,42 @@ def repeat(self, path):
 def ask():
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_sleep(0.02)")
+
+@app.task(bind=True, ignore_result=False)
+def split(self, x, y):
+    with transaction.atomic():
+        self.replace(group(add.s(x, 1), add.s(y, 2)))
+
+@app.task(ignore_result=False, durable=True)
+def total(numbers):
+    return sum(numbers)
 """
+# Asks for results as people do, in a coroutine for some.
+ASK = """
+import asyncio, json, sys, django
+from acme.celery import app
+django.setup()
+from acme.tasks import add
+from acme.trials import split, total
+async def send():
+    return [total.delay([1, 2]), await total.adelay([3, 4])]
+results = {
+    "chunks": add.chunks([(1, 2), (3, 4)], 1).delay(),
+    "starmap": add.starmap([(1, 2), (3, 4)]).delay(),
+    "replaced": split.delay(10, 20),
+    "chained": (split.s(10, 20) | total.s() | add.s(1)).delay(),
+}
+results |= zip(["durable", "awaited"], asyncio.run(send()))
+print(json.dumps({name: result.get(timeout=float(sys.argv[1])) for name, result in results.items()}))
+"""
+ANSWERS = {
+    "chunks": [[3], [7]],
+    "starmap": [3, 7],
+    "replaced": [11, 22],
+    "chained": 34,
+    "durable": 3,
+    "awaited": 7,
+}
 # What a worker does, up to the moment when the answer is there and not yet read.
 TAKE = """
 import json, os, time, redis
@@ -213,6 +252,14 @@ def test_a_gevent_worker_with_nothing_to_do_gives_back_what_a_dead_one_held(proj
             assert wait_until(lambda: runs(trace)), busy.text
             busy.process.kill()
         assert wait_until(lambda: (ask("HLEN", "unacked"), ask("LLEN", "celery")) == ("0", "1"))
+
+
+def test_what_is_put_together_of_tasks_or_sent_by_a_coroutine_has_a_result(project, tmp_path, redis):
+    with worker(project, tmp_path, redis[1], "prefork") as program:
+        [answers, *_] = python(project, ASK, str(PATIENCE_SECONDS), url=redis[1]).splitlines()
+        assert json.loads(answers) == ANSWERS, program.text
+        # A row is left until its task has ended, a moment after the result is there.
+        assert wait_until(lambda: not sqlite(project, "SELECT 1 FROM tasks_outgoingtask")), program.text
 
 
 def test_a_redis_that_evicts_queues_is_refused(project, tmp_path, redis):

@@ -5,7 +5,7 @@ Each is a row of OutgoingTask, and `send_waiting` sends those whose time has com
 
 import logging
 from datetime import datetime, timedelta
-from threading import Thread
+from functools import partial
 from typing import Any
 
 from celery import Task, current_app, shared_task
@@ -14,7 +14,6 @@ from celery.exceptions import Retry, SoftTimeLimitExceeded
 from celery.signals import task_postrun, task_retry, task_revoked
 from celery.states import IGNORED, REJECTED, SUCCESS
 from django.conf import settings
-from django.core.exceptions import SynchronousOnlyOperation
 from django.db import DatabaseError, connection
 from django.db.models import F
 from django.utils import timezone
@@ -22,6 +21,7 @@ from kombu.exceptions import EncodeError, OperationalError
 from kombu.utils.json import dumps, loads
 
 from . import clock
+from .coroutines import call_where_queries_may_run
 from .models import OutgoingTask
 from .sending import Message, in_whole_seconds
 
@@ -76,22 +76,14 @@ def keep(message: Message, *, durable: bool = False, error: str = "") -> None:
 def keep_unsent(message: Message, error: Exception) -> None:
     """Have a message sent later that the broker did not take; raises nothing, as the caller is after a commit."""
     try:
-        if not (message.row_id and release(message.row_id, error)):
-            keep(message, error=str(error))
-    except SynchronousOnlyOperation:
-        # The caller is a coroutine, from which Django takes no query.
-        thread = Thread(target=_keep_unsent_in_thread, args=(message, error))
-        thread.start()
-        thread.join()
+        call_where_queries_may_run(partial(_keep_unsent, message, error))
     except (DatabaseError, EncodeError, TypeError):
         logger.exception("%s[%s] is lost, it could not be written down either", message.name, message.task_id)
 
 
-def _keep_unsent_in_thread(message: Message, error: Exception) -> None:
-    try:
-        keep_unsent(message, error)
-    finally:
-        connection.close()
+def _keep_unsent(message: Message, error: Exception) -> None:
+    if not (message.row_id and release(message.row_id, error)):
+        keep(message, error=str(error))
 
 
 def deadline(eta: datetime | None, attempts: int = 0) -> datetime:
@@ -148,8 +140,7 @@ def _publish(row: OutgoingTask) -> None:
         row.delete()
         return
     # Not by the task's own method, which would write another row; and a task may have another name by now.
-    timed = in_whole_seconds(options, options.get("eta"))
-    current_app.send_task(row.name, call["args"], call["kwargs"], task_id=row.task_id, **timed)
+    current_app.send_task(row.name, call["args"], call["kwargs"], task_id=row.task_id, **in_whole_seconds(options))
     if not row.durable:
         row.delete()
     elif eta := options.get("eta"):

@@ -1,5 +1,6 @@
 """Results in the database, with chords that outlive a part that runs twice."""
 
+from functools import partial
 from typing import Any
 
 from celery.app.task import Context
@@ -9,6 +10,9 @@ from django_celery_results.backends import DatabaseBackend
 from django_celery_results.backends.database import trigger_callback
 from django_celery_results.models import ChordCounter
 
+from .coroutines import call_where_queries_may_run
+from .sending import was_redelivered
+
 
 class ProjectBackend(DatabaseBackend):
     """Results in the database. A chord goes on when each of its parts has a result, however often that one ran.
@@ -16,6 +20,10 @@ class ProjectBackend(DatabaseBackend):
     By itself django-celery-results counts how often parts end. One that is delivered again is counted twice, so the
     body is asked for while others still run, and never again; nor is it when a worker dies after the last count.
     """
+
+    def apply_chord(self, *args: Any, **kwargs: Any) -> None:
+        """Write down how many parts a chord has, also for a coroutine that sends it."""
+        call_where_queries_may_run(partial(super().apply_chord, *args, **kwargs))
 
     def on_chord_part_return(self, request: Context, state: str, result: Any, **kwargs: Any) -> None:
         """Send the body of the chord if this part was the last."""
@@ -40,4 +48,4 @@ class ProjectBackend(DatabaseBackend):
 
 
 def _came_back(request: Context) -> bool:
-    return bool((request.delivery_info or {}).get("redelivered") or request.get("lost_workers"))
+    return was_redelivered(request) or bool(request.get("lost_workers"))

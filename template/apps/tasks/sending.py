@@ -11,19 +11,22 @@ from numbers import Real
 from time import monotonic
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from billiard.common import terminate_handler_fired
 from celery import current_app, current_task
+from celery.app.task import Context, get_actual_ignore_result
 from celery.canvas import Signature
 from celery.contrib.django.task import DjangoTask
 from celery.exceptions import Ignore, Reject
-from celery.result import AsyncResult
+from celery.result import AsyncResult, allow_join_result
 from django.db import transaction
 from kombu.exceptions import OperationalError
 from kombu.serialization import dumps, loads
 from kombu.utils.uuid import uuid
 
-from . import clock
+from . import canvas, clock
 from .broker import is_rabbitmq
+from .coroutines import call_where_queries_may_run
 
 logger = logging.getLogger(__name__)
 
@@ -59,12 +62,27 @@ class ProjectTask(DjangoTask):
     Request = "apps.tasks.failures:RecordingRequest"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the task. One that exits, or asks for too much memory, has failed; by itself Celery ends the worker."""
+        """Run the task, and then send what it was replaced by. What it calls itself has a request of its own."""
         request = self.request
-        # Not if a task that runs calls the function of its own.
-        is_outer = not (request.called_directly or request.get("is_running"))
-        if is_outer:
-            request.is_running = True
+        if request.called_directly or request.get("is_running") is not None:
+            self.push_request(args=args, kwargs=kwargs)
+            try:
+                return self._run(args, kwargs)
+            finally:
+                self.pop_request()
+        request.is_running, request.replacements = True, []
+        try:
+            result = self._run(args, kwargs)
+        except Ignore:
+            self._send_replacements(request.replacements)
+            raise
+        finally:
+            request.is_running = False
+        self._send_replacements(request.replacements)
+        return result
+
+    def _run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Run the function. One that exits, or asks for too much memory, has failed; Celery would end the worker."""
         try:
             return self.run(*args, **kwargs)
         except (MemoryError, SystemExit) as error:
@@ -72,9 +90,6 @@ class ProjectTask(DjangoTask):
             if isinstance(error, SystemExit) and terminate_handler_fired():
                 raise
             raise RuntimeError(f"The task raised {error!r}.") from error
-        finally:
-            if is_outer:
-                request.is_running = False
 
     def apply_async(
         self,
@@ -99,48 +114,65 @@ class ProjectTask(DjangoTask):
 
         self._refuse_to_outlast_a_message(options.get("time_limit"))
         task_id = task_id or uuid()
-        if options.get("chord"):
-            # A chord goes on when it has the results of its parts; without them it would wait for ever.
+        if canvas.is_read(self.app, self.name, kwargs or {}, options):
             options.setdefault("ignore_result", False)
         is_retry = bool(options.get("retries"))
         if not is_retry and (headers := options.get("headers")):
             # Those of the task that runs here may be handed on: another task has a row of its own, or none.
             options["headers"] = {name: value for name, value in headers.items() if name != "outgoing"}
         in_transaction = transaction.get_connection().in_atomic_block
-        # A retry and a replacement are followed by an exception, so the transaction will never be committed.
-        is_farewell = in_transaction and (is_retry or bool(options.get("replaced_task_nesting")))
+        # A retry is followed by an exception, so the transaction will never be committed.
+        is_farewell = in_transaction and is_retry
         is_eager = self.app.conf.task_always_eager
-        eta = self._eta(options)
+        eta = due(options)
         is_far = not is_eager and outbox.is_far(eta)
-        is_durable = self.durable and not (is_eager or is_retry or is_farewell)
+        is_durable = self.durable and not (is_eager or is_retry)
         if is_far and is_farewell:
             raise ValueError(
                 f"{self.name} cannot wait until {eta} from within a transaction, which its retry rolls back: "
                 f"call retry() after the transaction, or with at most {outbox.longest_wait()}."
             )
-        options |= self._moments(options, eta)
+        options |= _with_zones({"expires": self.expires, **options}, eta)
         lasting = {**options, "eta": eta} if eta else options
         if (is_farewell or not in_transaction) and not (is_far or is_durable or after_commit):
             try:
-                timed = in_whole_seconds(options, eta)
-                return super().apply_async(args, kwargs, task_id=task_id, producer=producer, **timed)
+                return self._hand_over(args, kwargs, task_id=task_id, producer=producer, **options)
             except OperationalError as error:
                 if not _task_has_returned():
                     raise
                 # The next of a chain, the body of a chord or a callback: its sender is done, and nobody to tell.
                 outbox.keep(self._message(args or (), kwargs or {}, task_id, lasting), error=str(error))
-                return self.AsyncResult(task_id)
+                return self._result(task_id, options)
         message = self._message(args or (), kwargs or {}, task_id, lasting)
         if is_durable:
             message.options["headers"] = {**(message.options.get("headers") or {}), "outgoing": uuid()}
         if is_far or is_durable:
-            outbox.keep(message, durable=is_durable)
+            call_where_queries_may_run(partial(outbox.keep, message, durable=is_durable))
         if not is_far:
             _broker_is_away.set(False)
             publish = partial(self._publish, message, on_failure)
             # Without a transaction not by `on_commit`, which coroutines may not call.
             transaction.on_commit(publish) if in_transaction else publish()
-        return self.AsyncResult(task_id)
+        return self._result(task_id, options)
+
+    def _hand_over(self, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, **options: Any) -> AsyncResult:
+        """Send the task as Celery does; if it is eager that runs it, and it may ask the database."""
+        hand_over = partial(super().apply_async, args, kwargs, **in_whole_seconds(options))
+        return call_where_queries_may_run(hand_over) if self.app.conf.task_always_eager else hand_over()
+
+    def _result(self, task_id: str, options: Mapping[str, Any]) -> AsyncResult:
+        """Return what stands for the result of a task that is not sent yet; of none that is kept, `get` is None."""
+        result = self.AsyncResult(task_id)
+        result.ignored = options.get("ignore_result", self.ignore_result)
+        return result
+
+    async def aapply_async(self, *args: Any, **options: Any) -> AsyncResult:
+        """Do as `apply_async` does, from a coroutine that goes on meanwhile, in the transaction around it if any."""
+        return await sync_to_async(self.apply_async)(*args, **options)
+
+    async def adelay(self, *args: Any, **kwargs: Any) -> AsyncResult:
+        """Do as `delay` does, from a coroutine that goes on meanwhile, in the transaction around it if any."""
+        return await self.aapply_async(args, kwargs)
 
     def delay_on_commit(self, *args: Any, **kwargs: Any) -> None:
         """Do as `delay` does, which waits for the commit by itself."""
@@ -149,6 +181,29 @@ class ProjectTask(DjangoTask):
     def apply_async_on_commit(self, *args: Any, **kwargs: Any) -> None:
         """Do as `apply_async` does, which waits for the commit by itself."""
         self.apply_async(*args, **kwargs)
+
+    def on_replace(self, sig: Signature) -> Any:
+        """Have another task run in place of this one, with its id and, if it keeps its result, with one that is kept.
+
+        It is sent when the function has been left, by the exception that this raises: a transaction around `replace`
+        is rolled back by that. A broker that is away gets it later.
+        """
+        if not get_actual_ignore_result(self, self.request):
+            canvas.keep_result_of(self.request.id, sig)
+        replacements = self.request.get("replacements")
+        if replacements is None or self.request.is_eager:
+            # An eager one waits for the other, which Celery forbids to tasks by default.
+            with allow_join_result():
+                return super().on_replace(sig)
+        replacements.append(sig)
+        raise Ignore("Replaced by new task")
+
+    def _send_replacements(self, replacements: Sequence[Signature]) -> None:
+        if replacements:
+            # All or nothing, the count of the parts of a chord included.
+            with transaction.atomic():
+                for replacement in replacements:
+                    replacement.delay()
 
     def retry(self, *args: Any, **kwargs: Any) -> Exception:
         """Send the task again as Celery does, but without losing it to a broker that is away, or to a mistake."""
@@ -186,7 +241,7 @@ class ProjectTask(DjangoTask):
         # What was acknowledged before it runs cannot be given back.
         if self.acks_late and self._was_held_too_long():
             raise Reject("It waited too long for a place in this worker.", requeue=True)
-        if (self.request.delivery_info or {}).get("redelivered"):
+        if was_redelivered(self.request):
             from . import failures
 
             failures.count_return(task_id)
@@ -219,19 +274,6 @@ class ProjectTask(DjangoTask):
         limit = (self.request.timelimit or (None,))[0] or self.time_limit or 0
         return monotonic() - received_at > max(visibility - limit, visibility / 2)
 
-    def _eta(self, options: Mapping[str, Any]) -> datetime | None:
-        """Return when the task is to run, None for as soon as possible."""
-        if countdown := options.get("countdown"):
-            return clock.now() + timedelta(seconds=countdown)
-        return _moment(options.get("eta"))
-
-    def _moments(self, options: Mapping[str, Any], eta: datetime | None) -> dict[str, datetime]:
-        """Return those of the options that are moments, with a zone: one without Celery takes for UTC."""
-        moments = {"eta": eta} if options.get("eta") else {}
-        if isinstance(expires := options.get("expires", self.expires), datetime | str):
-            moments["expires"] = _moment(expires)
-        return moments
-
     def _message(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], task_id: str, options: dict[str, Any]
     ) -> Message:
@@ -263,15 +305,14 @@ class ProjectTask(DjangoTask):
         try:
             if _broker_is_away.get():
                 raise OperationalError("it did not take the message before this one")
-            timed = in_whole_seconds(message.options, message.options.get("eta"))
-            super().apply_async(message.args, message.kwargs, task_id=message.task_id, **timed)
+            self._hand_over(message.args, message.kwargs, task_id=message.task_id, **message.options)
         except Exception as error:
             if self.app.conf.task_always_eager:
                 raise
             _broker_is_away.set(isinstance(error, OperationalError))
             logger.error("%s[%s] was not sent: %s", self.name, message.task_id, error)
             if on_failure and not message.row_id:
-                on_failure()
+                call_where_queries_may_run(on_failure)
             else:
                 outbox.keep_unsent(message, error)
 
@@ -289,11 +330,11 @@ class RetryingTask(ProjectTask):
     retry_jitter = True
 
 
-def in_whole_seconds(options: dict[str, Any], eta: datetime | None) -> dict[str, Any]:
-    """Return the options of a task with a full second to wait, where less is left for RabbitMQ: Celery refuses that."""
-    if eta and is_rabbitmq(current_app.conf.broker_url) and timedelta() < eta - clock.now() < timedelta(seconds=1):
-        return {**options, "countdown": 1, "eta": None}
-    return options
+def due(options: Mapping[str, Any]) -> datetime | None:
+    """Return when a task with these options is to run, None for as soon as possible."""
+    if countdown := options.get("countdown"):
+        return clock.now() + timedelta(seconds=countdown)
+    return _moment(options.get("eta"))
 
 
 def _moment(time: datetime | str | None) -> datetime | None:
@@ -301,6 +342,27 @@ def _moment(time: datetime | str | None) -> datetime | None:
     if isinstance(time, str):
         time = datetime.fromisoformat(time)
     return time and clock.aware(time)
+
+
+def _with_zones(options: Mapping[str, Any], eta: datetime | None) -> dict[str, datetime]:
+    """Return those of the options that are moments, with a zone: one without Celery takes for UTC."""
+    moments = {"eta": eta} if options.get("eta") else {}
+    if isinstance(expires := options["expires"], datetime | str):
+        moments["expires"] = _moment(expires)
+    return moments
+
+
+def in_whole_seconds(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the options of a task with a full second to wait, where less is left for RabbitMQ: Celery refuses that."""
+    eta = due(options)
+    if eta and is_rabbitmq(current_app.conf.broker_url) and timedelta() < eta - clock.now() < timedelta(seconds=1):
+        return {**options, "countdown": 1, "eta": None}
+    return options
+
+
+def was_redelivered(request: Context) -> bool:
+    """Return whether the broker delivers the message of a task not for the first time."""
+    return bool((request.delivery_info or {}).get("redelivered"))
 
 
 def _task_has_returned() -> bool:

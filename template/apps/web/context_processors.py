@@ -1,6 +1,6 @@
 from dataclasses import dataclass
 
-from django.apps import apps
+from django.apps import apps as django_apps
 from django.conf import settings
 from django.http import HttpRequest
 from django.urls import reverse
@@ -26,6 +26,6 @@ def menu(request: HttpRequest) -> dict[str, list[MenuEntry]]:
     An app adds entries by the attribute `menu` of its AppConfig, pairs of a title and the name of a URL. They stand in
     the order of INSTALLED_APPS; an entry is the current one on its own page and on those below it.
     """
-    pairs = [pair for config in apps.get_app_configs() for pair in getattr(config, "menu", [])]
+    pairs = [pair for config in django_apps.get_app_configs() for pair in getattr(config, "menu", [])]
     urls = [(title, reverse(url_name)) for title, url_name in pairs]
     return {"MENU": [MenuEntry(title, url, request.path.startswith(url)) for title, url in urls]}

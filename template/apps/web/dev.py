@@ -9,6 +9,7 @@ import importlib.util
 import os
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 from django.conf import settings
@@ -29,13 +30,18 @@ def server_command(port: int) -> tuple[str, ...]:
         return (sys.executable, str(settings.BASE_DIR / "manage.py"), "runserver", f"127.0.0.1:{port}")
     application = f"{settings.ROOT_URLCONF.partition('.')[0]}.asgi:application"
     # Only our own folders: a virtual environment inside the project changes with every package.
-    watched = [path for path in settings.BASE_DIR.iterdir() if path.name == "templates" or any(path.glob("*.py"))]
+    watched = [path for path in settings.BASE_DIR.iterdir() if path.name == "templates" or holds_code(path)]
     return (
         *(sys.executable, "-m", "uvicorn", application, "--host=127.0.0.1", f"--port={port}"),
         *("--reload", "--reload-include=*.html", *(f"--reload-dir={path}" for path in sorted(watched))),
         # A page that streams does not hold up the next code, or the end.
         "--timeout-graceful-shutdown=2",
     )
+
+
+def holds_code(path: Path) -> bool:
+    """Return whether this is a folder with code of the project, and no virtual environment, for example."""
+    return path.is_dir() and any(path.glob("*.py"))
 
 
 # Ports ----------------------------------------------------------------------

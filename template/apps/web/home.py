@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import django
-from django.apps import AppConfig, apps
+from django.apps import AppConfig
+from django.apps import apps as django_apps
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.cache import caches
@@ -55,7 +56,7 @@ def switched_on() -> list[str]:
 
     An app is listed by its name, or by the names that the method `switched_on()` of its AppConfig returns.
     """
-    configs = [config for config in apps.get_app_configs() if config.name.startswith("apps.")]
+    configs = [config for config in django_apps.get_app_configs() if config.name.startswith("apps.")]
     return [name for config in configs for name in _names(config)]
 
 
@@ -66,7 +67,7 @@ def panels(request: HttpRequest) -> list[SafeString]:
     comes from the AppConfig's method `home_panel_context(request)`, if it has one; None there means no panel for
     this visitor.
     """
-    configs = [config for config in apps.get_app_configs() if hasattr(config, "home_panel")]
+    configs = [config for config in django_apps.get_app_configs() if hasattr(config, "home_panel")]
     contexts = [(config.home_panel, _panel_context(config, request)) for config in configs]
     return [render_to_string(template, context, request) for template, context in contexts if context is not None]
 

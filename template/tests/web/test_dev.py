@@ -179,6 +179,13 @@ def test_the_server_is_uvicorn_where_it_is_installed(monkeypatch, installed, ser
     assert server in command and any("8000" in word for word in command)
 
 
+def test_only_folders_with_code_are_those_of_the_project(tmp_path):
+    for file in ("shop/models.py", "environment/lib/module.py", "manage.py"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    assert [*filter(dev.holds_code, tmp_path.iterdir())] == [tmp_path / "shop"]
+
+
 # The command ----------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ def offer_panel(monkeypatch):
 
     def offer(**attributes):
         config = SimpleNamespace(name="apps.fake", verbose_name="Fake", home_panel="404.html", **attributes)
-        monkeypatch.setattr(home, "apps", SimpleNamespace(get_app_configs=lambda: [config]))
+        monkeypatch.setattr(home, "django_apps", SimpleNamespace(get_app_configs=lambda: [config]))
 
     return offer
 

@@ -15,7 +15,7 @@ def offer(monkeypatch):
 
     def make(*menus):
         configs = [SimpleNamespace(menu=menu) if menu else SimpleNamespace() for menu in menus]
-        monkeypatch.setattr(context_processors, "apps", SimpleNamespace(get_app_configs=lambda: configs))
+        monkeypatch.setattr(context_processors, "django_apps", SimpleNamespace(get_app_configs=lambda: configs))
 
     return make
 

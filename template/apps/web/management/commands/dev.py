@@ -9,7 +9,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from django.apps import apps
+from django.apps import apps as django_apps
 from django.conf import settings
 from django.core.management import BaseCommand, CommandError, call_command
 from django.core.management.color import supports_color
@@ -68,7 +68,7 @@ class Command(BaseCommand):
 
 def dev_modules() -> list[ModuleType]:
     """Return the modules `dev` of the installed apps that tell processes."""
-    configs = [config for config in apps.get_app_configs() if module_has_submodule(config.module, "dev")]
+    configs = [config for config in django_apps.get_app_configs() if module_has_submodule(config.module, "dev")]
     modules = [import_module(f"{config.name}.dev") for config in configs]
     return [module for module in modules if hasattr(module, "processes")]
 
