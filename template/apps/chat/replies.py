@@ -18,6 +18,8 @@ from django.db import IntegrityError, transaction
 from django.db.models import QuerySet
 from django.utils import timezone
 
+from apps.tasks import clock
+
 from . import ai
 from .models import Allowance, Chat, Message
 
@@ -132,7 +134,7 @@ def fail(reply: Message, error: str) -> None:
 
 def close_silent(**which: object) -> None:
     """Let replies fail whose writer has not been heard of for too long, of those that the filter names."""
-    latest = timezone.now() - timedelta(seconds=SILENT_SECONDS)
+    latest = clock.ago(timedelta(seconds=SILENT_SECONDS))
     silent = Message.objects.filter(**which, state=Message.State.WRITING, updated_at__lt=latest)
     silent.update(**_failure(SILENT))
 

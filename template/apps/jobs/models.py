@@ -12,6 +12,8 @@ from django.conf import settings
 from django.db import models
 from django.utils import timezone
 
+from apps.tasks import clock
+
 # After so long in the queue the page says that no worker takes the job.
 LATE = timedelta(seconds=10)
 # A running job writes its progress every second. One that waits may do so for long, if there is much to do.
@@ -38,9 +40,8 @@ class JobQuerySet(models.QuerySet):
 
     def stalled(self) -> "JobQuerySet":
         """Return the jobs that a worker, or the queue, has lost."""
-        now = timezone.now()
-        silent = models.Q(state=State.RUNNING, updated_at__lt=now - LONGEST_SILENCE)
-        forgotten = models.Q(state=State.QUEUED, updated_at__lt=now - LONGEST_WAIT)
+        silent = models.Q(state=State.RUNNING, updated_at__lt=clock.ago(LONGEST_SILENCE))
+        forgotten = models.Q(state=State.QUEUED, updated_at__lt=clock.ago(LONGEST_WAIT))
         return self.filter(silent | forgotten)
 
     def give_up(self) -> int:

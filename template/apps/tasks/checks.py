@@ -13,6 +13,7 @@ from celery import Task, current_app
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning, register
 
+from . import clock
 from .broker import is_rabbitmq, is_redis
 from .sending import ProjectTask
 
@@ -181,6 +182,13 @@ RULES = [
         lambda c: not c.conf.task_ignore_result and (c.conf.result_backend or "disabled") != "disabled",
         "CELERY_TASK_IGNORE_RESULT is off: every task writes a result that nobody may read.",
         "Set it to True, and ignore_result=False on tasks whose result is read.",
+    ),
+    Rule(
+        "W013",
+        lambda c: not settings.USE_TZ and clock.is_changed(),
+        "USE_TZ is off, and in TIME_ZONE an hour comes twice when summer time ends. The database cannot tell its two "
+        "passes from each other, so what waits there may be sent up to an hour late on that day.",
+        'Set USE_TZ to True, or TIME_ZONE to "UTC".',
     ),
 ]
 

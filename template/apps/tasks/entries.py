@@ -9,13 +9,14 @@ database cannot hold is refused.
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from difflib import get_close_matches
 from typing import Any, TypeVar
 from zoneinfo import available_timezones
 
 from celery import current_app, schedules
+from django.conf import settings
 from django.core.management import CommandError
 from django.db.models import Model
 from django.utils.timezone import is_naive
@@ -23,6 +24,8 @@ from django_celery_beat.clockedschedule import clocked
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
 from django_celery_beat.tzcrontab import TzAwareCrontab
 from kombu.utils.json import dumps
+
+from . import clock
 
 REQUIRED_KEYS = ("task", "schedule")
 OPTIONAL_KEYS = ("args", "kwargs", "queue", "priority", "expires", "one_off", "enabled", "description")
@@ -224,9 +227,9 @@ def _read_expires(expires: Any) -> dict[str, Any]:
     if expires is None:
         return {"expires": None, "expire_seconds": None}
     if isinstance(expires, datetime):
-        if is_naive(expires):
+        if settings.USE_TZ and is_naive(expires):
             raise EntryError("expires must have a time zone: datetime(…, tzinfo=ZoneInfo('Europe/Berlin')).")
-        return {"expires": expires.astimezone(UTC), "expire_seconds": None}
+        return {"expires": clock.for_column(expires), "expire_seconds": None}
     seconds = _to_timedelta("expires", expires).total_seconds()
     # Beat takes 0 for "never".
     if seconds != int(seconds) or not 1 <= seconds <= LARGEST_INTEGER:
@@ -311,7 +314,7 @@ def _read_solar(value: schedules.solar) -> Schedule:
 
 
 def _read_clocked(value: clocked) -> Schedule:
-    return Schedule("clocked", {"clocked_time": value.clocked_time.astimezone(UTC)})
+    return Schedule("clocked", {"clocked_time": clock.for_column(value.clocked_time)})
 
 
 def _to_timedelta(key: str, value: Any) -> timedelta:

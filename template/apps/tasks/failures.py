@@ -36,6 +36,7 @@ from kombu import Message
 from kombu.asynchronous import get_event_loop
 from kombu.utils import uuid
 
+from . import clock
 from .models import FailedTask, ReturnedTask
 from .outbox import forget
 from .replay import pack, publish
@@ -56,7 +57,7 @@ class WorkerKiller(Exception):
 def write_row(message: Message, error: BaseException, traceback: str, worker: str) -> None:
     """Write down a task that has failed; a row that it has already gets the latest error and the number of tries."""
     headers, now = message.headers or {}, timezone.now()
-    earlier = headers.get("failed_earlier") or {"tries": 0, "since": now.isoformat()}
+    earlier = headers.get("failed_earlier") or {"tries": 0, "since": clock.now().isoformat()}
     tries = (headers.get("retries") or 0) + (headers.get("lost_workers") or 0) + 1
     latest = {
         "name": _text(headers.get("task") or "")[:255],
@@ -68,7 +69,8 @@ def write_row(message: Message, error: BaseException, traceback: str, worker: st
         "last_failed_at": now,
         "message": pack(message),
     }
-    first = {"tries": earlier["tries"] + tries, "first_failed_at": datetime.fromisoformat(earlier["since"])}
+    since = clock.for_column(datetime.fromisoformat(earlier["since"]))
+    first = {"tries": earlier["tries"] + tries, "first_failed_at": since}
     with transaction.atomic():
         FailedTask.objects.update_or_create(
             task_id=_task_id(message),

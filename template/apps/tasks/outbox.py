@@ -13,7 +13,6 @@ from celery.app.task import Context
 from celery.exceptions import Retry, SoftTimeLimitExceeded
 from celery.signals import task_postrun, task_retry, task_revoked
 from celery.states import IGNORED, REJECTED, SUCCESS
-from celery.utils.time import maybe_make_aware
 from django.conf import settings
 from django.db import DatabaseError, connection
 from django.db.models import F
@@ -21,6 +20,7 @@ from django.utils import timezone
 from kombu.exceptions import EncodeError, OperationalError
 from kombu.utils.json import dumps, loads
 
+from . import clock
 from .coroutines import call_where_queries_may_run
 from .models import OutgoingTask
 from .sending import Message, in_whole_seconds
@@ -48,7 +48,7 @@ def longest_wait() -> timedelta | None:
 def is_far(eta: datetime | None) -> bool:
     """Return whether a task is due so late that the broker cannot keep it until then."""
     wait = longest_wait()
-    return bool(eta and wait and eta - timezone.now() > wait)
+    return bool(eta and wait and eta - clock.now() > wait)
 
 
 def keep(message: Message, *, durable: bool = False, error: str = "") -> None:
@@ -57,9 +57,9 @@ def keep(message: Message, *, durable: bool = False, error: str = "") -> None:
     Raises TypeError if the message cannot be said in JSON.
     """
     eta = message.options.get("eta")
-    send_at = deadline(eta) if durable else timezone.now()
+    send_at = deadline(eta) if durable else clock.at_once()
     if is_far(eta):
-        send_at = eta - longest_wait()
+        send_at = clock.not_before(eta - longest_wait())
     text = dumps({"args": message.args, "kwargs": message.kwargs, "options": message.options})
     identity = {"pk": message.row_id} if durable else {}
     OutgoingTask.objects.create(
@@ -87,9 +87,13 @@ def _keep_unsent(message: Message, error: Exception) -> None:
 
 
 def deadline(eta: datetime | None, attempts: int = 0) -> datetime:
-    """Return when a durable task that has not ended is sent again; each time it waits twice as long, up to 64 times."""
+    """Return when a durable task that has not ended is sent again, as a column takes it.
+
+    Each time it waits twice as long, up to 64 times.
+    """
     seconds = settings.DURABLE_TASK_RESEND_SECONDS * 2 ** min(attempts, 6)
-    return max(eta or timezone.now(), timezone.now()) + timedelta(seconds=seconds)
+    now = clock.now()
+    return clock.not_before(max(eta or now, now) + timedelta(seconds=seconds))
 
 
 # Sending --------------------------------------------------------------------
@@ -106,7 +110,7 @@ def send_waiting() -> None:
 
 def send_now(row: OutgoingTask) -> bool:
     """Send the task of a row, unless somebody else does so; return False if the broker is away."""
-    next_time = deadline(None, row.attempts + 1) if row.durable else timezone.now() + CLAIM
+    next_time = deadline(None, row.attempts + 1) if row.durable else clock.not_before(clock.now() + CLAIM)
     mine = OutgoingTask.objects.filter(pk=row.pk, send_at=row.send_at)
     if not mine.update(send_at=next_time, attempts=F("attempts") + 1, error=""):
         return True
@@ -121,7 +125,7 @@ def send_now(row: OutgoingTask) -> bool:
     except Exception as error:
         # A mistake in this one, such as a queue that does not exist: the others are not to wait for it.
         logger.exception("%s[%s] waits on, it cannot be sent", row.name, row.task_id)
-        later = timezone.now() + CLAIM * 2 ** min(row.attempts, 10)
+        later = clock.not_before(clock.now() + CLAIM * 2 ** min(row.attempts, 10))
         OutgoingTask.objects.filter(pk=row.pk).update(error=str(error), send_at=later)
     return True
 
@@ -131,7 +135,7 @@ def _publish(row: OutgoingTask) -> None:
     call = loads(row.message)
     # Groups and chords say this themselves.
     options = call["options"] | {"add_to_parent": False}
-    if (expires := options.get("expires")) and maybe_make_aware(expires, current_app.timezone) < timezone.now():
+    if (expires := options.get("expires")) and clock.aware(expires) < clock.now():
         logger.info("%s[%s] is not sent any more, it expired at %s", row.name, row.task_id, expires)
         row.delete()
         return
@@ -145,7 +149,7 @@ def _publish(row: OutgoingTask) -> None:
 
 def release(row_id: object, error: Exception) -> bool:
     """Have the row sent as soon as the broker is back; return whether it is there."""
-    return OutgoingTask.objects.filter(pk=row_id).update(send_at=timezone.now(), error=str(error)) > 0
+    return OutgoingTask.objects.filter(pk=row_id).update(send_at=clock.at_once(), error=str(error)) > 0
 
 
 # Durable tasks --------------------------------------------------------------
@@ -183,5 +187,5 @@ def expect_retry(request: Context, reason: Retry | None = None, **kwargs: Any) -
     row_id = request.get("outgoing")
     if row_id and reason:
         wait = reason.when
-        eta = timezone.now() + timedelta(seconds=wait) if isinstance(wait, int | float) else wait
+        eta = clock.now() + timedelta(seconds=wait) if isinstance(wait, int | float) else wait and clock.aware(wait)
         OutgoingTask.objects.filter(pk=row_id).update(send_at=deadline(eta))

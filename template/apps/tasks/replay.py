@@ -11,6 +11,7 @@ from celery import current_app
 from django.db import transaction
 from kombu import Message
 
+from . import clock
 from .models import FailedTask
 
 PROPERTIES = ("correlation_id", "priority", "reply_to")
@@ -69,7 +70,7 @@ def send_again(failed_task_id: int) -> bool:
         failed = FailedTask.objects.select_for_update().filter(pk=failed_task_id).first()
         if failed is None:
             return False
-        earlier = {"tries": failed.tries, "since": failed.first_failed_at.isoformat()}
+        earlier = {"tries": failed.tries, "since": clock.passed(failed.first_failed_at).isoformat()}
         # Without `outgoing`, by which a worker would find that the outbox is done with this task.
         publish(failed.message, retries=0, expires=None, lost_workers=0, failed_earlier=earlier, outgoing=None)
         failed.delete()

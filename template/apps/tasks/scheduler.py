@@ -9,6 +9,7 @@ What can be counted on, beyond django-celery-beat's own scheduler:
 - A task that cannot be sent, or a row that cannot be read, holds up no other task.
 - Beat writes the columns of a run and leaves the rest of the row to those who edit it.
 - A clock that is set forward or back makes no task run in a burst, and none wait for longer than its interval.
+- Summer time begins and ends as `ClockCrontab` says, and USE_TZ may be off.
 """
 
 import math
@@ -20,17 +21,18 @@ from datetime import datetime, timedelta
 from types import FrameType
 from typing import Any
 
-from celery import schedules
+from celery import Celery, schedules
 from celery.beat import SchedulingError
 from celery.utils.log import get_logger
-from celery.utils.time import maybe_make_aware
 from django.db import Error, close_old_connections
-from django_celery_beat.models import PeriodicTask
+from django_celery_beat.clockedschedule import clocked
+from django_celery_beat.models import ClockedSchedule, CrontabSchedule, PeriodicTask
 from django_celery_beat.schedulers import DatabaseScheduler, ModelEntry
 from django_celery_beat.utils import NEVER_CHECK_TIMEOUT
 
-from . import alive
+from . import alive, clock
 from .broker import broker_failure
+from .crontab import ClockCrontab
 from .lease import WATCH_SECONDS, Lease
 
 # The longest time without a look at a task: so soon a clock that was set is noticed.
@@ -40,8 +42,29 @@ READ_SECONDS = 300.0
 # A task that could not be sent is tried again after the first time, then after twice as long each time up to the last.
 RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 300.0
+# A clock that was set back is right if it still says so after this time.
+BELIEVED_AFTER = timedelta(hours=1)
 
 logger = get_logger(__name__)
+
+
+def schedule_of(row: PeriodicTask) -> schedules.BaseSchedule:
+    """Return when the task of a row runs; raise ValueError if its crontab has no time zone.
+
+    Not as the row itself says it: that forgets an hour, or is hours off, at the end of summer time or without USE_TZ.
+    """
+    plan = row.scheduler
+    if isinstance(plan, CrontabSchedule):
+        if plan.timezone is None:
+            raise ValueError("its crontab has no time zone")
+        return ClockCrontab(
+            plan.minute, plan.hour, plan.day_of_week, plan.day_of_month, plan.month_of_year, tz=plan.timezone
+        )
+    if isinstance(plan, ClockedSchedule):
+        return clocked(clock.aware(plan.clocked_time), nowfun=clock.now)
+    schedule = plan.schedule
+    schedule.nowfun = clock.now
+    return schedule
 
 
 def lies_ahead(last_run_at: datetime, now: datetime, schedule: schedules.BaseSchedule) -> bool:
@@ -52,28 +75,76 @@ def lies_ahead(last_run_at: datetime, now: datetime, schedule: schedules.BaseSch
     """
     if isinstance(schedule, schedules.schedule):
         return last_run_at > now
-    hourly = isinstance(schedule, schedules.crontab) and schedule._orig_hour == "*"
-    return last_run_at - now > (timedelta(minutes=1) if hourly else timedelta(hours=3))
+    is_frequent = isinstance(schedule, ClockCrontab) and schedule.is_frequent
+    return last_run_at - now > (timedelta(minutes=1) if is_frequent else timedelta(hours=3))
 
 
 class Entry(ModelEntry):
-    """A periodic task as beat sees it; of the row it writes what a run changes, because others may be editing it."""
+    """A periodic task as beat sees it; of the row it writes what a run changes, because others may be editing it.
+
+    `last_run_at` has a time zone, whatever the row's column has.
+    """
+
+    def __init__(self, model: PeriodicTask, app: Celery | None = None) -> None:
+        """Read a row; raise what is wrong with it."""
+        last_run_at = model.last_run_at
+        super().__init__(model, app=app)
+        self.schedule = schedule_of(model)
+        self.last_run_at = clock.passed(last_run_at) if last_run_at else self._beginning()
+        # Since when the clock is seen to be behind the last run.
+        self._behind_since: datetime | None = None
+        if model.expires:
+            self.options["expires"] = clock.aware(model.expires)
+
+    def _beginning(self) -> datetime:
+        """Return from when on a task counts that has never run, so that it may be due at its start time."""
+        if not self.model.start_time:
+            return clock.passed(self.model.date_changed)
+        start = clock.aware(self.model.start_time)
+        is_interval = isinstance(self.schedule, schedules.schedule)
+        return start - (self.schedule.run_every if is_interval else timedelta.resolution)
+
+    def go_on_from(self, former: "Entry | None") -> None:
+        """Take from an earlier reading of the row what its column does not tell, such as the pass of a doubled hour."""
+        if former and former.model.last_run_at == self.model.last_run_at:
+            self.last_run_at, self._behind_since = former.last_run_at, former._behind_since
 
     def is_due(self) -> schedules.schedstate:
-        """Return whether the task is due, and the seconds until the next look; disable a one-off task that has run."""
-        if self.model.enabled and self.model.one_off and self.model.total_run_count > 0:
-            self._disable(self.model, total_run_count=0)
+        """Return whether the task is due, and the seconds until the next look; disable it if its time is over."""
+        row, now = self.model, clock.now()
+        if not row.enabled:
             return schedules.schedstate(False, NEVER_CHECK_TIMEOUT)
-        now = self._default_now()
-        if lies_ahead(maybe_make_aware(self.last_run_at), now, self.schedule):
-            self.last_run_at = self.model.last_run_at = now
+        if row.start_time and (start := clock.aware(row.start_time)) > now:
+            return schedules.schedstate(False, (start - now).total_seconds())
+        if row.expires and clock.aware(row.expires) <= now:
+            self._disable(row)
+            return schedules.schedstate(False, NEVER_CHECK_TIMEOUT)
+        if row.one_off and row.total_run_count > 0:
+            self._disable(row, total_run_count=0)
+            return schedules.schedstate(False, NEVER_CHECK_TIMEOUT)
+        return self.schedule.is_due(self._counts_from(now))
+
+    def _counts_from(self, now: datetime) -> datetime:
+        """Return the last run, or since when the clock is behind it."""
+        is_behind = self._behind_since or lies_ahead(self.last_run_at, now, self.schedule)
+        if not is_behind or self.last_run_at <= now:
+            self._behind_since = None
+            return self.last_run_at
+        since = self._behind_since = min(self._behind_since or now, now)
+        is_interval = isinstance(self.schedule, schedules.schedule)
+        # Others not at once: if the clock is wrong now, what has run must not run again when it is set right.
+        if is_interval or now - since > BELIEVED_AFTER:
+            self._note(since)
             self.save()
-        return super().is_due()
+        return since
 
     def count_run(self, ran_at: datetime) -> None:
         """Count a run, and the next one from its moment."""
-        self.last_run_at = self.model.last_run_at = ran_at
+        self._note(ran_at)
         self.model.total_run_count += 1
+
+    def _note(self, ran_at: datetime) -> None:
+        self.last_run_at, self.model.last_run_at = ran_at, clock.for_column(ran_at)
 
     def save(self) -> None:
         """Write down the last run; a row that was disabled meanwhile has none."""
@@ -217,7 +288,9 @@ class LeaseScheduler(DatabaseScheduler):
             self._failures.clear()
         elif time.monotonic() < self._read_again_at:
             return
-        self._schedule = self.all_as_schedule()
+        former, self._schedule = self._schedule, self.all_as_schedule()
+        for name, entry in self._schedule.items():
+            entry.go_on_from(former.get(name))
         self._last_timestamp, self._read_again_at = changed_at, time.monotonic() + READ_SECONDS
 
     def _send_due(self) -> float:
@@ -250,7 +323,7 @@ class LeaseScheduler(DatabaseScheduler):
             if self._stopping or not self.lease.renew():
                 return None
             alive.touch("beat")
-            due_at = entry._default_now()
+            due_at = clock.now()
             if error := self._send(entry):
                 return self._seconds_after(error, entry)
             entry.count_run(due_at)

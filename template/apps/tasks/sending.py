@@ -19,14 +19,12 @@ from celery.canvas import Signature
 from celery.contrib.django.task import DjangoTask
 from celery.exceptions import Ignore, Reject
 from celery.result import AsyncResult, allow_join_result
-from celery.utils.time import maybe_make_aware
 from django.db import transaction
-from django.utils import timezone
 from kombu.exceptions import OperationalError
 from kombu.serialization import dumps, loads
 from kombu.utils.uuid import uuid
 
-from . import canvas
+from . import canvas, clock
 from .broker import is_rabbitmq
 from .coroutines import call_where_queries_may_run
 
@@ -134,6 +132,7 @@ class ProjectTask(DjangoTask):
                 f"{self.name} cannot wait until {eta} from within a transaction, which its retry rolls back: "
                 f"call retry() after the transaction, or with at most {outbox.longest_wait()}."
             )
+        options |= _with_zones({"expires": self.expires, **options}, eta)
         lasting = {**options, "eta": eta} if eta else options
         if (is_farewell or not in_transaction) and not (is_far or is_durable or after_commit):
             try:
@@ -294,7 +293,7 @@ class ProjectTask(DjangoTask):
         lasting = {name: options[name] for name in options.keys() - {"connection", "countdown", "publisher"}}
         expires = options.get("expires", self.expires)
         if isinstance(expires, Real):
-            expires = timezone.now() + timedelta(seconds=float(expires))
+            expires = clock.now() + timedelta(seconds=float(expires))
         if expires:
             lasting["expires"] = _moment(expires)
         return Message(self.name, task_id, args, kwargs, lasting)
@@ -334,7 +333,7 @@ class RetryingTask(ProjectTask):
 def due(options: Mapping[str, Any]) -> datetime | None:
     """Return when a task with these options is to run, None for as soon as possible."""
     if countdown := options.get("countdown"):
-        return timezone.now() + timedelta(seconds=countdown)
+        return clock.now() + timedelta(seconds=countdown)
     return _moment(options.get("eta"))
 
 
@@ -342,13 +341,21 @@ def _moment(time: datetime | str | None) -> datetime | None:
     """Return a time with its zone; a task that is sent again has it as text."""
     if isinstance(time, str):
         time = datetime.fromisoformat(time)
-    return time and maybe_make_aware(time, current_app.timezone)
+    return time and clock.aware(time)
+
+
+def _with_zones(options: Mapping[str, Any], eta: datetime | None) -> dict[str, datetime]:
+    """Return those of the options that are moments, with a zone: one without Celery takes for UTC."""
+    moments = {"eta": eta} if options.get("eta") else {}
+    if isinstance(expires := options["expires"], datetime | str):
+        moments["expires"] = _moment(expires)
+    return moments
 
 
 def in_whole_seconds(options: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the options of a task with a full second to wait, where less is left for RabbitMQ: Celery refuses that."""
     eta = due(options)
-    if eta and is_rabbitmq(current_app.conf.broker_url) and timedelta() < eta - timezone.now() < timedelta(seconds=1):
+    if eta and is_rabbitmq(current_app.conf.broker_url) and timedelta() < eta - clock.now() < timedelta(seconds=1):
         return {**options, "countdown": 1, "eta": None}
     return options
 

@@ -16,7 +16,7 @@ REDIS, RABBITMQ = "redis://127.0.0.1:6379/0", "amqp://guest:guest@127.0.0.1:5672
 @pytest.fixture(autouse=True)
 def production(settings, monkeypatch):
     """The project in production; `use(url)` comes before, to name another kind of broker."""
-    settings.DEBUG = False
+    settings.DEBUG, settings.USE_TZ = False, True
     use(monkeypatch, REDIS)
 
 
@@ -29,6 +29,12 @@ def use(monkeypatch, url, **options):
 def found():
     """What the checks find, by id."""
     return {message.id: message for message in run_checks(tags=["tasks"])}
+
+
+@pytest.mark.parametrize(("zone", "expected"), [("America/New_York", {"tasks.W013"}), ("Asia/Tokyo", set())])
+def test_a_database_that_cannot_tell_a_doubled_hour_is_told_of(settings, zone, expected):
+    settings.USE_TZ, settings.TIME_ZONE = False, zone
+    assert set(found()) == expected
 
 
 @pytest.mark.parametrize("url", [REDIS, RABBITMQ])

@@ -11,22 +11,27 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime, timedelta
+from collections import defaultdict
+from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 from types import SimpleNamespace
+from zoneinfo import ZoneInfo
 
 from celery import Celery, current_app, shared_task
-from celery.schedules import crontab, schedule
+from celery.schedules import schedule
 from django.db import OperationalError, connection
+from django.db.models import F
 from django.utils import timezone
-from django_celery_beat import models as beat_models
-from django_celery_beat import tzcrontab
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask
 from kombu.exceptions import OperationalError as BrokerAway
 
 from apps.tasks import alive, health, lease, scheduler
+from apps.tasks import clock as clock_module
+from apps.tasks.clock import for_column
+from apps.tasks.crontab import ClockCrontab
 from apps.tasks.models import BeatLease
 from apps.tasks.schedule import bootstrap
-from apps.tasks.scheduler import Entry, LeaseScheduler, lies_ahead
+from apps.tasks.scheduler import LeaseScheduler, lies_ahead
 from apps.tasks.sending import ProjectTask
 from apps.web.health import Unhealthy
 
@@ -63,10 +68,7 @@ def clock(monkeypatch):
 def wall(monkeypatch):
     """The clock on the wall: stands still until `now` is changed."""
     wall = SimpleNamespace(now=NOON)
-    monkeypatch.setattr(Celery, "now", lambda app: wall.now)
-    monkeypatch.setattr(Entry, "_default_now", lambda entry: wall.now)
-    monkeypatch.setattr(beat_models, "now", lambda: wall.now)
-    monkeypatch.setattr(tzcrontab, "datetime", SimpleNamespace(now=lambda zone: wall.now.astimezone(zone)))
+    monkeypatch.setattr(clock_module, "now", lambda: wall.now)
     return wall
 
 
@@ -393,27 +395,28 @@ def test_new_entries_of_the_settings_are_taken_up_without_a_restart(beat, broker
         (schedule(60.0), timedelta(seconds=1), True),
         (schedule(60.0), timedelta(seconds=-1), False),
         # A correction of seconds must not repeat what has just run.
-        (crontab(), timedelta(seconds=2), False),
-        (crontab(), timedelta(hours=1), True),
-        (crontab(hour=7, minute=0), timedelta(hours=1), False),
-        (crontab(hour=7, minute=0), timedelta(days=1), True),
-        (crontab(hour="*/2"), timedelta(hours=1), False),
+        (ClockCrontab(), timedelta(seconds=2), False),
+        (ClockCrontab(), timedelta(hours=1), True),
+        (ClockCrontab(hour=7, minute=0), timedelta(hours=1), False),
+        (ClockCrontab(hour=7, minute=0), timedelta(days=1), True),
+        (ClockCrontab(hour="*/2", minute=0), timedelta(hours=1), False),
     ],
 )
 def test_a_run_ahead_of_the_clock(plan, ahead, counts_from_now):
     assert lies_ahead(NOON + ahead, NOON, plan) == counts_from_now
 
 
-def crontab_task(name, **columns):
-    row = CrontabSchedule.objects.create(timezone="UTC", **columns)
-    return PeriodicTask.objects.create(name=name, task="tests.tick", crontab=row, last_run_at=NOON - timedelta(hours=6))
+def crontab_task(name, last_run_at=NOON - timedelta(hours=6), zone="UTC", **columns):
+    row = CrontabSchedule.objects.create(timezone=zone, **columns)
+    last_run_at = for_column(last_run_at)
+    return PeriodicTask.objects.create(name=name, task="tests.tick", crontab=row, last_run_at=last_run_at)
 
 
-def pass_time(beat, clock, wall, minutes):
-    for _ in range(minutes):
+def pass_time(beat, clock, wall, minutes, each=1):
+    for _ in range(0, minutes, each):
         beat.tick()
-        clock.seconds += 60
-        wall.now += timedelta(minutes=1)
+        clock.seconds += each * 60
+        wall.now += timedelta(minutes=each)
 
 
 @pytest.fixture
@@ -421,7 +424,7 @@ def day(beat, clock, wall, broker):
     """A beat with three kinds of tasks, an hour after the daily one has run."""
     crontab_task("daily", minute="0", hour="11")
     crontab_task("each minute")
-    every(600, "each ten minutes", last_run_at=NOON)
+    every(600, "each ten minutes", last_run_at=for_column(NOON))
     holder = beat()
     pass_time(holder, clock, wall, 30)
     assert broker.sent.count("daily") == 1
@@ -455,6 +458,83 @@ def test_a_clock_that_was_a_day_ahead_silences_nothing(day, clock, wall, broker)
     wall.now = NOON + timedelta(hours=23)
     day.tick()
     assert broker.sent.count("daily") == 1
+
+
+def test_a_clock_that_was_a_day_back_makes_nothing_run_again_at_certain_hours(day, clock, wall, broker):
+    wall.now -= timedelta(days=1)
+    pass_time(day, clock, wall, 20)
+    wall.now += timedelta(days=1)
+    pass_time(day, clock, wall, 20)
+    assert broker.sent.count("daily") == 0
+    assert broker.sent.count("each minute") >= 38
+
+
+def test_a_clock_that_stays_back_silences_nothing_although_the_broker_goes_away(day, clock, wall, broker):
+    wall.now -= timedelta(days=2)
+    day.tick()
+    broker.away = True
+    pass_time(day, clock, wall, 24 * 60, each=10)
+    broker.away = False
+    day.tick()
+    assert broker.sent.count("daily") == 1
+
+
+# Changes of the clock ---------------------------------------------------------
+
+NEW_YORK = ZoneInfo("America/New_York")
+
+
+@pytest.fixture
+def night(beat, clock, wall, broker):
+    """Return a function that lets a beat send from midnight to six in New York, and returns when it sent each task."""
+
+    def night(day):
+        wall.now = datetime.combine(day, datetime.min.time(), NEW_YORK).astimezone(UTC)
+        ran = wall.now - timedelta(seconds=1)
+        tasks = {
+            "minute": {},
+            "quarter": {"minute": "*/15"},
+            "hour": {"minute": "15"},
+            "at one": {"minute": "30", "hour": "1"},
+            "at two": {"minute": "30", "hour": "2"},
+            # Hours away by the clock of New York, and loaded nevertheless.
+            "at two elsewhere": {"minute": "30", "hour": "16", "zone": "Australia/Sydney"},
+        }
+        for name, columns in tasks.items():
+            crontab_task(name, ran, **{"zone": "America/New_York", **columns})
+        every(1800, "interval", last_run_at=for_column(ran + timedelta(seconds=1)))
+        holder, sent = beat(), defaultdict(list)
+        while wall.now.astimezone(NEW_YORK).hour < 6:
+            holder.tick()
+            for name in broker.sent:
+                sent[name].append(wall.now)
+            broker.sent.clear()
+            clock.seconds += 60
+            wall.now += timedelta(minutes=1)
+        return sent
+
+    return night
+
+
+def shown(moments):
+    return [moment.astimezone(NEW_YORK).strftime("%H:%M %Z") for moment in moments]
+
+
+@pytest.mark.parametrize("in_local_time", [False, True])
+@pytest.mark.parametrize(("day", "hours"), [(date(2026, 11, 1), 7), (date(2026, 3, 8), 5)])
+def test_through_a_change_of_the_clock_nothing_is_silent_and_nothing_runs_twice(
+    night, settings, day, hours, in_local_time
+):
+    settings.TIME_ZONE, settings.USE_TZ = ("America/New_York", False) if in_local_time else ("UTC", True)
+    sent = night(day)
+    for name, minutes in ("minute", 1), ("quarter", 15), ("hour", 60), ("interval", 30):
+        moments = sent[name]
+        assert {later - earlier for earlier, later in pairwise(moments)} == {timedelta(minutes=minutes)}, shown(moments)
+        assert abs(len(moments) - hours * 60 / minutes) <= 1
+    autumn = hours == 7
+    assert shown(sent["at one"]) == ["01:30 EDT" if autumn else "01:30 EST"]
+    assert shown(sent["at two"]) == ["02:30 EST" if autumn else "03:30 EDT"]
+    assert shown(sent["at two elsewhere"]) == ["00:30 EST" if not autumn else "01:30 EDT"]
 
 
 # Signals and signs of life ---------------------------------------------------
@@ -528,7 +608,7 @@ def test_health_is_content_with_a_beat(beat):
 def test_health_misses_a_beat_that_has_gone(beat):
     every(3600)
     beat().tick()
-    BeatLease.objects.update(renewed_at=timezone.now() - timedelta(seconds=75))
+    BeatLease.objects.update(renewed_at=F("renewed_at") - timedelta(seconds=75))
     with pytest.raises(Unhealthy, match="no beat has renewed its lease for") as told:
         health.a_beat_holds_the_lease()
     assert int(re.search(r"(\d+) s$", str(told.value))[1]) >= 75

@@ -8,6 +8,7 @@ from django.core.management import BaseCommand, CommandError
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
+from apps.tasks.clock import for_column
 from apps.tasks.models import FailedTask
 from apps.tasks.replay import send_again
 
@@ -45,4 +46,4 @@ class Command(BaseCommand):
 
 def _moment(text: str) -> datetime:
     moment = datetime.fromisoformat(text)
-    return moment if timezone.is_aware(moment) else timezone.make_aware(moment)
+    return for_column(moment if timezone.is_aware(moment) else timezone.make_aware(moment))
