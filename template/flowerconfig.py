@@ -13,5 +13,9 @@ if options.address not in ("127.0.0.1", "localhost") and not any(options.basic_a
         "or let it listen to this machine alone with --address=127.0.0.1."
     )
 
+# Without a colon no browser could send what is asked for.
+if not all(":" in credentials for credentials in options.basic_auth or []):
+    raise SystemExit("FLOWER_BASIC_AUTH is set, but must be user:password; of several, each, with commas between them.")
+
 # Tasks kept in memory; Flower's own default is ten times as many.
 max_tasks = 10_000
