@@ -171,7 +171,9 @@ def connection(url):
 
 
 def test_options_of_redis_in_the_url_reach_its_client_as_what_they_are():
-    made = connection("redis://127.0.0.1:1?health_check_interval=7&socket_timeout=3&retry_on_timeout=true&client_name=me")
+    made = connection(
+        "redis://127.0.0.1:1?health_check_interval=7&socket_timeout=3&retry_on_timeout=true&client_name=me"
+    )
     wanted = {"health_check_interval": 7, "socket_timeout": 3.0, "retry_on_timeout": True, "client_name": "me"}
     assert made.transport_options.items() >= wanted.items()
 
@@ -195,7 +197,9 @@ def test_options_stay_when_a_connection_is_made_like_another_or_changes_to_the_n
     assert made.transport_options.items() >= {"socket_timeout": 3.0, "client_name": "me"}.items()
 
 
-@pytest.mark.parametrize("url", ["redis://app:x@127.0.0.1:1/2", "redis+socket:///s.sock", "amqp://app:x@127.0.0.1//v?heartbeat=3"])
+@pytest.mark.parametrize(
+    "url", ["redis://app:x@127.0.0.1:1/2", "redis+socket:///s.sock", "amqp://app:x@127.0.0.1//v?heartbeat=3"]
+)
 def test_a_url_without_options_of_a_driver_makes_the_connection_that_celery_makes(url):
     ours, theirs = connection(url), kombu.Connection(url)
     assert type(ours) is Connection

@@ -184,6 +184,10 @@ def test_what_is_unusual_is_taken_as_it_is_meant(tmp_path, name, value, meant):
     assert load_settings(tmp_path, **{name: value})[name] == meant
 
 
+def test_the_level_of_the_log_may_be_in_small_letters(tmp_path):
+    assert load_settings(tmp_path, LOG_LEVEL="warning")["LOGGING"]["root"]["level"] == "WARNING"
+
+
 @pytest.mark.parametrize(
     ("url", "parts"),
     [
