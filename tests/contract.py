@@ -115,7 +115,7 @@ CONTRACT = [
     Row(".github/workflows/ci.yml", "run: uv run pytest\n", uv),
     Row("Dockerfile", None, containers),
     Row("Dockerfile", "COPY --from=ghcr.io/astral-sh/uv:", both(containers, uv)),
-    Row("Dockerfile", "CELERY_BROKER_URL=redis:// SECRET_KEY=none python manage.py", both(containers, has_celery)),
+    Row("Dockerfile", "CELERY_BROKER_URL=memory:// SECRET_KEY=none python manage.py", both(containers, has_celery)),
     Row("Dockerfile", "none SECRET_KEY=none python manage.py", both(containers, not_(has_celery))),
     Row("Dockerfile", "pip install", both(containers, pip)),
     Row("Dockerfile", "uv sync", both(containers, uv)),
