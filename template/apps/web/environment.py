@@ -32,7 +32,7 @@ SHOWN_CHARACTERS = 100
 LINE = re.compile(r"(?:#.*|(?:export\s+)?(?P<name>[A-Za-z_]\w*)=(?P<value>.*))?")
 YES = ("1", "on", "true", "y", "yes")
 NO = ("0", "false", "n", "no", "off")
-ENCODE = "Percent-encode what a user name, a password or a name contains of : / ? # [ ] @ %, such as @ as %40"
+ENCODE = "Percent-encode the signs : / ? # [ ] @ % in user names, passwords and names: write @ as %40, for example"
 
 # What other apps make known about their URLs: schemes that stand for another one, and rules of a scheme, which raise
 # Unusable.
@@ -101,7 +101,8 @@ class Env(environ.Env):
             return value
         if cast in (list, tuple) or isinstance(cast, list | tuple):
             of, kind = (cast, str) if isinstance(cast, type) else (type(cast), cast[0])
-            return of(cls.parse_value(item.strip(), kind) for item in value.split(",") if item.strip())
+            items = (value.strip("()") if of is tuple else value).split(",")
+            return of(cls.parse_value(item.strip(), kind) for item in items if item.strip())
         return super().parse_value(value, {bool: yes_or_no, float: number, int: whole_number}.get(cast, cast))
 
     def finish(self, required: Mapping[str, object] | None = None) -> None:
@@ -330,8 +331,13 @@ def _password_hides_host(rest: str) -> bool:
     address, sign, path = re.fullmatch(r"([^/?#]*)([/?#]?)(.*)", rest).groups()
     if ":" not in address or "@" not in path:
         return False
+    # An @ may be in the options, where nothing else is wrong.
+    if sign == "#":
+        return True
+    if sign == "/" and "@" in path.partition("?")[0]:
+        return True
     _, colon, port = address.rpartition("@")[2].partition(":")
-    return sign == "#" or "@" in path.partition("?")[0] * (sign == "/") or bool(colon and not port.isdecimal())
+    return bool(colon) and not port.isdecimal()
 
 
 def web_address(value: str) -> str:

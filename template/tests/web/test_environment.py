@@ -122,7 +122,9 @@ def test_every_variable_of_the_example_has_its_nonsense(settings):
     example = (settings.BASE_DIR / ".env.example").read_text()
     offered = set(re.findall(r"^(?:# )?([A-Z_]+)=", example, re.MULTILINE))
     of_containers = {
-        name for file in settings.BASE_DIR.glob("*compose.yml") for name in re.findall(r"\$\{([A-Z_]+)", file.read_text())
+        name
+        for file in settings.BASE_DIR.glob("*compose.yml")
+        for name in re.findall(r"\$\{([A-Z_]+)", file.read_text())
     }
     files = (settings.BASE_DIR / "tests").glob("*/test_*.py")
     names = [f"tests.{file.parent.name}.{file.stem}" for file in files if "\nNONSENSE: Table = {" in file.read_text()]
@@ -152,6 +154,25 @@ def test_what_is_read_after_the_settings_is_told_too(tmp_path):
     env = load_settings(tmp_path)["env"]
     with mock.patch.dict(os.environ, {"MY_LIMIT": "few"}), pytest.raises(ImproperlyConfigured, match="MY_LIMIT is"):
         env.int("MY_LIMIT", 5)
+
+
+def test_what_django_environ_reads_can_be_read_still(tmp_path):
+    env = load_settings(tmp_path)["env"]
+    variables = {
+        "RATE": "2.5",
+        "MAP": "a=1,b=2",
+        "JSON": '{"a": [1]}',
+        "PAIR": "(1,2)",
+        "PAGE": "https://a/b",
+        "N": "-1",
+    }
+    with mock.patch.dict(os.environ, variables):
+        assert (env.float("RATE"), env.dict("MAP"), env.json("JSON")) == (2.5, {"a": "1", "b": "2"}, {"a": [1]})
+        assert (env.tuple("PAIR"), env.url("PAGE").path) == (("1", "2"), "/b")
+        assert (env("N", int), env("N", default=5)) == (-1, -1)
+        assert (env.int("NONE", None), env.list("NONE", default=["a"]), env("NONE", default="b")) == (None, ["a"], "b")
+    with pytest.raises(ImproperlyConfigured, match="^Set NONE in the environment"):
+        env.str("NONE")
 
 
 # What is meant by it --------------------------------------------------------
