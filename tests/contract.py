@@ -124,7 +124,7 @@ CONTRACT = [
     Row(".pre-commit-config.yaml", None, always),
     Row("Dockerfile", None, containers),
     Row("Dockerfile", "COPY --from=ghcr.io/astral-sh/uv:", both(containers, uv)),
-    Row("Dockerfile", "CELERY_BROKER_URL=redis:// SECRET_KEY=none python manage.py", both(containers, has_celery)),
+    Row("Dockerfile", "CELERY_BROKER_URL=memory:// SECRET_KEY=none python manage.py", both(containers, has_celery)),
     Row("Dockerfile", "none SECRET_KEY=none python manage.py", both(containers, not_(has_celery))),
     Row("Dockerfile", "COPY pyproject.toml constraints.txt tested-versions.txt README.md ./\n", both(containers, pip)),
     Row("Dockerfile", "COPY pyproject.toml uv.lock README.md ./\n", both(containers, uv)),

@@ -193,14 +193,6 @@ def test_no_port_on_this_machine_moves_the_one_in_the_container(renderer):
     assert flower["environment"][name] == inside
 
 
-def test_secrets_are_read_byte_for_byte(renderer):
-    """django-environ takes a value that begins with "$" for another variable's name."""
-    answers = template.DEFAULTS | {"use_ai_chat": True, "subscriptions": "per_unit"}
-    settings = renderer.project(answers)["acme/settings.py"].decode()
-    interpreted = re.findall(r"""\benv\.\w+\(\s*"(\w*(?:KEY|PASSWORD|SECRET|TOKEN))\"""", settings)
-    assert interpreted == [] and 'os.environ.get("STRIPE_SECRET_KEY"' in settings
-
-
 # What no project has ---------------------------------------------------------
 
 
