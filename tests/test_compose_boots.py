@@ -39,6 +39,10 @@ pytestmark = [
 ]
 
 
+# What Docker has of a project, in the order in which it can go, with the options for that.
+REMOVALS = {"container": ("--force", "--volumes"), "network": (), "volume": (), "image": ("--force",)}
+
+
 class Stack:
     """A rendered project in containers."""
 
@@ -87,11 +91,11 @@ class Stack:
 
     def remove(self) -> None:
         """Remove all that Docker has of the project, what the compose file names no longer included."""
-        # In a folder without a compose file the labels decide.
-        down = ("docker", "compose", "--project-name", self.name, "down", "--volumes", "--timeout", "5")
-        subprocess.run(down, cwd=self.folder.parent, check=True, capture_output=True)
-        images = self.run("docker", "image", "ls", "--quiet", "--filter", self.label).split()
-        self.run("docker", "image", "rm", "--force", *images) if images else None
+        # By their labels, because compose itself gives up where a test has left half of them.
+        for kind, options in REMOVALS.items():
+            everything = ("--all",) if kind == "container" else ()
+            found = self.run("docker", kind, "ls", "--quiet", *everything, "--filter", self.label).split()
+            self.run("docker", kind, "rm", *options, *found) if found else None
 
     def says(self, service: str, pattern: str) -> bool:
         """Wait until the log of a service matches."""
