@@ -103,6 +103,7 @@ CONTRACT = [
     Row(".env.example", "# CELERY_BROKER_URL=redis://127.0.0.1:6379/0\n", redis),
     Row(".env.example", "# CELERY_BROKER_URL=amqp://guest:guest@127.0.0.1:5672//\n", rabbitmq),
     Row(".env.example", "# CELERY_BROKER_CA_FILE=", has_celery),
+    Row(".env.example", "# COMPOSE_PROFILES=flower\n", both(containers, flower)),
     Row(".env.example", "# FLOWER_BASIC_AUTH=", both(containers, flower)),
     Row(".env.example", "# DEFAULT_AI_MODEL=", chat),
     Row(".env.example", "# STRIPE_PRORATION=", per_unit),
@@ -136,8 +137,8 @@ CONTRACT = [
     Row("Makefile", "celery -A acme beat", has_celery),
     Row("Makefile", "celery -A acme flower", flower),
     Row("Makefile", "celery -A acme worker", has_celery),
-    Row("Makefile", "docker compose down", services),
-    Row("Makefile", "docker compose up", services),
+    Row("Makefile", "\tdocker compose --profile '*' down --remove-orphans\n", services),
+    Row("Makefile", "\tdocker compose up --build --wait --remove-orphans\n", services),
     Row("Makefile", "\tpython -m pip install -c constraints.txt --group dev -e .\n", pip),
     Row("Makefile", '\techo "-c tested-versions.txt" > constraints.txt\n', pip),
     Row("Makefile", "\tpython -m pip install --upgrade --upgrade-strategy=eager --group dev -e . && ", pip),
@@ -350,9 +351,11 @@ def expected_commands(answers: Answers) -> dict[str, str]:
     asgi = "uvicorn acme.asgi:application --host 0.0.0.0"
     reloading = f"{asgi} --reload --reload-include '*.html' --timeout-graceful-shutdown 3"
     return commands[answers["package_manager"]] | {
+        "down": "docker compose --profile '*' down --remove-orphans",
         "pip": "python -m pip install -c constraints.txt --upgrade pip",
         "release": bootstrap if has_celery(answers) else release,
         "serve": reloading if answers["use_async"] else "python manage.py runserver 0.0.0.0:8000",
+        "up": "docker compose up --build --wait --remove-orphans",
     }
 
 
@@ -508,6 +511,11 @@ MESSAGES = [
     message("apps/chat/streaming.py", both(chat, not_(asgi)), after="update"),
     message("chat_chat", not_(chat), after="update"),
     message("docker-compose.yml", not_(services), after="update"),
+    message("`docker compose up --build --wait --remove-orphans`", services, after="update"),
+    message("`docker compose --project-name acme down`", not_(services), after="update"),
+    message(" acme_postgres-data", not_(services), after="update"),
+    message(" acme_rabbitmq-data", not_(both(services, rabbitmq)), after="update"),
+    message(" acme_redis-data", not_(both(services, redis)), after="update"),
     message("jobs_job", not_(jobs), after="update"),
     message("django_celery_beat_*", not_(has_celery), after="update"),
     message("apps/subscriptions,", not_(subscriptions), after="update"),

@@ -377,11 +377,11 @@ def test_make_lists_its_targets_and_would_run_each_with(renderer, tmp_path, mana
         "beat": [f"{celery} beat -l info"],
         "bootstrap": [f"{manage} bootstrap_celery_tasks --remove-stale"],
         "dev": [f"{manage} dev"],
-        "down": ["docker compose down"],
+        "down": ["docker compose --profile '*' down --remove-orphans"],
         "flower": [f"{celery} flower --address=127.0.0.1"],
         "lint": [f"{prefix}{command}" for command in lint],
         "test": [f"{prefix}pytest"],
-        "up": ["docker compose up --build --wait"],
+        "up": ["docker compose up --build --wait --remove-orphans"],
         "worker": [f"{celery} worker -l info"],
     }
 
