@@ -83,6 +83,10 @@ def both(*conditions: Condition) -> Condition:
     return lambda answers: all(condition(answers) for condition in conditions)
 
 
+def either(*conditions: Condition) -> Condition:
+    return lambda answers: any(condition(answers) for condition in conditions)
+
+
 class Row(NamedTuple):
     """`text` is in the file at `path` (without a text: the file is there) if and only if `when` holds."""
 
@@ -99,6 +103,7 @@ CONTRACT = [
     Row(".env.example", "# CELERY_BROKER_URL=redis://127.0.0.1:6379/0\n", redis),
     Row(".env.example", "# CELERY_BROKER_URL=amqp://guest:guest@127.0.0.1:5672//\n", rabbitmq),
     Row(".env.example", "# CELERY_BROKER_CA_FILE=", has_celery),
+    Row(".env.example", "# COMPOSE_PROFILES=flower\n", both(containers, flower)),
     Row(".env.example", "# FLOWER_BASIC_AUTH=", both(containers, flower)),
     Row(".env.example", "# DEFAULT_AI_MODEL=", chat),
     Row(".env.example", "# STRIPE_PRORATION=", per_unit),
@@ -120,7 +125,7 @@ CONTRACT = [
     Row(".pre-commit-config.yaml", None, always),
     Row("Dockerfile", None, containers),
     Row("Dockerfile", "COPY --from=ghcr.io/astral-sh/uv:", both(containers, uv)),
-    Row("Dockerfile", "CELERY_BROKER_URL=redis:// SECRET_KEY=none python manage.py", both(containers, has_celery)),
+    Row("Dockerfile", "CELERY_BROKER_URL=memory:// SECRET_KEY=none python manage.py", both(containers, has_celery)),
     Row("Dockerfile", "none SECRET_KEY=none python manage.py", both(containers, not_(has_celery))),
     Row("Dockerfile", "COPY pyproject.toml constraints.txt tested-versions.txt README.md ./\n", both(containers, pip)),
     Row("Dockerfile", "COPY pyproject.toml uv.lock README.md ./\n", both(containers, uv)),
@@ -132,8 +137,8 @@ CONTRACT = [
     Row("Makefile", "celery -A acme beat", has_celery),
     Row("Makefile", "celery -A acme flower", flower),
     Row("Makefile", "celery -A acme worker", has_celery),
-    Row("Makefile", "docker compose down", services),
-    Row("Makefile", "docker compose up", services),
+    Row("Makefile", "\tdocker compose --profile '*' down --remove-orphans\n", services),
+    Row("Makefile", "\tdocker compose up --build --wait --remove-orphans\n", services),
     Row("Makefile", "\tpython -m pip install -c constraints.txt --group dev -e .\n", pip),
     Row("Makefile", '\techo "-c tested-versions.txt" > constraints.txt\n', pip),
     Row("Makefile", "\tpython -m pip install --upgrade --upgrade-strategy=eager --group dev -e . && ", pip),
@@ -216,6 +221,7 @@ CONTRACT = [
     Row("apps/tasks/outbox.py", None, has_celery),
     Row("apps/teams/__init__.py", None, subscriptions),
     Row("apps/users/models.py", None, always),
+    Row("apps/web/allowance.py", None, either(chat, subscriptions)),
     Row("apps/web/management/commands/dev.py", None, always),
     Row("constraints.txt", None, pip),
     Row("constraints.txt", "\n-c tested-versions.txt\n", pip),
@@ -345,9 +351,11 @@ def expected_commands(answers: Answers) -> dict[str, str]:
     asgi = "uvicorn acme.asgi:application --host 0.0.0.0"
     reloading = f"{asgi} --reload --reload-include '*.html' --timeout-graceful-shutdown 3"
     return commands[answers["package_manager"]] | {
+        "down": "docker compose --profile '*' down --remove-orphans",
         "pip": "python -m pip install -c constraints.txt --upgrade pip",
         "release": bootstrap if has_celery(answers) else release,
         "serve": reloading if answers["use_async"] else "python manage.py runserver 0.0.0.0:8000",
+        "up": "docker compose up --build --wait --remove-orphans",
     }
 
 
@@ -503,6 +511,11 @@ MESSAGES = [
     message("apps/chat/streaming.py", both(chat, not_(asgi)), after="update"),
     message("chat_chat", not_(chat), after="update"),
     message("docker-compose.yml", not_(services), after="update"),
+    message("`docker compose up --build --wait --remove-orphans`", services, after="update"),
+    message("`docker compose --project-name acme down`", not_(services), after="update"),
+    message(" acme_postgres-data", not_(services), after="update"),
+    message(" acme_rabbitmq-data", not_(both(services, rabbitmq)), after="update"),
+    message(" acme_redis-data", not_(both(services, redis)), after="update"),
     message("jobs_job", not_(jobs), after="update"),
     message("django_celery_beat_*", not_(has_celery), after="update"),
     message("apps/subscriptions,", not_(subscriptions), after="update"),

@@ -1,4 +1,4 @@
-"""`docker compose up --wait` of a rendered project starts everything, and tasks go through it."""
+"""`docker compose up --wait` of a rendered project starts everything and no more, and tasks go through it."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -15,14 +15,14 @@ import pytest
 from tests import template
 from tests.browser import PATIENCE_SECONDS, Browser, free_port
 from tests.dev_support import wait_until
-from tests.processes import EVERY_SECOND
+from tests.processes import EVERY_SECOND, needed
 
 PASSWORD = "someone:a-secret"
 # Neither root nor the user of the image and of a first account on a machine, 1000, which would prove nothing.
 OWNER = os.getuid() or 1234
 # In everything private that lies in the folder when the image is made.
 CANARY = "do-not-ship-me"
-PRIVATE = (".env", ".env.production", ".git/config", "db.sqlite3", "media/letter.txt")
+PRIVATE = (".env", ".env.production", ".git/description", "db.sqlite3", "media/letter.txt")
 PORTS = ("FLOWER_PORT", "POSTGRES_PORT", "RABBITMQ_PORT", "REDIS_PORT", "WEB_PORT")
 
 
@@ -39,6 +39,10 @@ pytestmark = [
 ]
 
 
+# What Docker has of a project, in the order in which it can go, with the options for that.
+REMOVALS = {"container": ("--force", "--volumes"), "network": (), "volume": (), "image": ("--force",)}
+
+
 class Stack:
     """A rendered project in containers."""
 
@@ -46,27 +50,52 @@ class Stack:
         self.folder = folder
         self.ports = {name: free_port() for name in PORTS}
         self.environment = os.environ | {name: str(port) for name, port in self.ports.items()}
-        self.environment |= {
-            "COMPOSE_PROJECT_NAME": f"proof{os.getpid()}{self.ports['WEB_PORT']}",
-            "FLOWER_BASIC_AUTH": PASSWORD,
-            "HOST_UID": str(OWNER),
-            "HOST_GID": str(OWNER),
-        }
+        self.name = f"proof{os.getpid()}{self.ports['WEB_PORT']}"
+        self.label = f"label=com.docker.compose.project={self.name}"
+        self.environment |= {"COMPOSE_PROJECT_NAME": self.name, "HOST_UID": str(OWNER), "HOST_GID": str(OWNER)}
 
-    def compose(self, *arguments: str) -> str:
-        """Run docker compose with the profile of Flower; return what it printed, fail if it fails."""
-        command = ["docker", "compose", "--profile", "flower", *arguments]
+    def run(self, *command: str) -> str:
+        """Run a command in the project; return what it printed, fail if it fails."""
         done = subprocess.run(command, cwd=self.folder, env=self.environment, text=True, capture_output=True)
-        assert done.returncode == 0, done.stdout + done.stderr + (self.logs() if arguments[0] == "up" else "")
+        assert done.returncode == 0, done.stdout + done.stderr + (self.logs() if command[-1] == "up" else "")
         return done.stdout
 
+    def compose(self, *arguments: str) -> str:
+        """Run docker compose; return what it printed, fail if it fails."""
+        return self.run("docker", "compose", *arguments)
+
+    def make(self, target: str) -> None:
+        self.run(needed("make"), target)
+
     def logs(self, *services: str) -> str:
-        command = ["docker", "compose", "--profile", "flower", "logs", "--no-color", *services]
+        command = ["docker", "compose", "logs", "--no-color", *services]
         return subprocess.run(command, cwd=self.folder, env=self.environment, text=True, capture_output=True).stdout
+
+    def containers(self) -> set[str]:
+        """The services that have a container, whether the compose file names them or not."""
+        service = '{{ .Label "com.docker.compose.service" }}'
+        return set(self.run("docker", "ps", "--all", "--filter", self.label, "--format", service).split())
 
     def inspect(self, service: str) -> dict:
         [container] = self.compose("ps", "--all", "--quiet", service).split()
         return json.loads(subprocess.check_output(["docker", "inspect", container]))[0]
+
+    def is_healthy(self, service: str) -> bool:
+        """Wait until a service is healthy: a probe may have failed on a machine with other things to do."""
+        return wait_until(lambda: self.inspect(service)["State"]["Health"]["Status"] == "healthy")
+
+    def belong_to(self, user: int) -> None:
+        """Give every file to a user, where that can be done."""
+        for path in [self.folder, *self.folder.rglob("*")]:
+            os.chown(path, user, user, follow_symlinks=False) if os.geteuid() == 0 else None
+
+    def remove(self) -> None:
+        """Remove all that Docker has of the project, what the compose file names no longer included."""
+        # By their labels, because compose itself gives up where a test has left half of them.
+        for kind, options in REMOVALS.items():
+            everything = ("--all",) if kind == "container" else ()
+            found = self.run("docker", kind, "ls", "--quiet", *everything, "--filter", self.label).split()
+            self.run("docker", kind, "rm", *options, *found) if found else None
 
     def says(self, service: str, pattern: str) -> bool:
         """Wait until the log of a service matches."""
@@ -76,34 +105,64 @@ class Stack:
         return bool(re.search(pattern, self.logs(service)))
 
 
+@contextmanager
 def started(folder: Path) -> Iterator[Stack]:
     stack = Stack(folder)
+    template.commit_all(folder, "Start")
     for name in PRIVATE:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(f"CANARY={CANARY}\n")
-    for path in [folder, *folder.rglob("*")]:
-        os.chown(path, OWNER, OWNER) if os.geteuid() == 0 else None
+    # As .env.example says.
+    with (folder / ".env").open("a") as settings:
+        settings.write(f"COMPOSE_PROFILES=flower\nFLOWER_BASIC_AUTH={PASSWORD}\n")
+    stack.belong_to(OWNER)
     try:
-        stack.compose("up", "--build", "--wait")
+        stack.make("up")
         yield stack
     finally:
-        stack.compose("down", "--volumes", "--timeout", "5", "--rmi", "local")
+        stack.remove()
+
+
+ANSWERS = {"redis": {}, "rabbitmq": {"celery_broker": "rabbitmq", "package_manager": "pip"}}
+
+
+class Stacks:
+    """The stacks that tests share, by broker, each started when it is first asked for."""
+
+    def __init__(self, template_repo: Path, folder: Path) -> None:
+        self.template_repo, self.folder = template_repo, folder
+        self.shared: dict[str, Stack] = {}
+        self.ends = ExitStack()
+
+    def get(self, broker: str) -> Stack:
+        if broker not in self.shared:
+            folder = self.folder / f"{broker}{free_port()}/acme"
+            project = template.copy(self.template_repo, folder, **ANSWERS[broker])
+            self.shared[broker] = self.ends.enter_context(started(project))
+        return self.shared[broker]
+
+    def take(self, broker: str) -> Stack:
+        """Return a stack that the test may change: whoever asks for it later gets another one."""
+        stack = self.get(broker)
+        del self.shared[broker]
+        return stack
 
 
 @pytest.fixture(scope="module")
-def redis_stack(template_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    yield from started(template.copy(template_repo, tmp_path_factory.mktemp("redis") / "acme"))
+def stacks(template_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stacks]:
+    made = Stacks(template_repo, tmp_path_factory.mktemp("stacks"))
+    with made.ends:
+        yield made
 
 
-@pytest.fixture(scope="module")
-def rabbitmq_stack(template_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    answers = {"celery_broker": "rabbitmq", "package_manager": "pip"}
-    yield from started(template.copy(template_repo, tmp_path_factory.mktemp("rabbitmq") / "acme", **answers))
+@pytest.fixture
+def redis_stack(stacks: Stacks) -> Stack:
+    return stacks.get("redis")
 
 
 @pytest.fixture(params=["redis", "rabbitmq"])
-def stack(request: pytest.FixtureRequest) -> Stack:
-    return request.getfixturevalue(f"{request.param}_stack")
+def stack(request: pytest.FixtureRequest, stacks: Stacks) -> Stack:
+    return stacks.get(request.param)
 
 
 SERVICES = ["beat", "flower", "postgres", "redis", "web", "worker"]
@@ -136,8 +195,7 @@ def test_flower_without_a_password_does_not_start(redis_stack):
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_every_service_is_healthy_and_comes_back_when_it_dies(redis_stack, service):
-    # Meanwhile a probe may have failed on a machine with other things to do.
-    assert wait_until(lambda: redis_stack.inspect(service)["State"]["Health"]["Status"] == "healthy")
+    assert redis_stack.is_healthy(service)
     assert redis_stack.inspect(service)["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped"
 
 
@@ -221,3 +279,35 @@ def answers(browser: Browser, path: str) -> int:
     with suppress(OSError):
         return browser.get(path)[0]
     return 0
+
+
+# Last, because these take the stacks from the others.
+
+
+def test_switched_off_celery_leaves_no_container_and_the_project_runs_without_it(stacks):
+    stack = stacks.take("redis")
+    assert {"beat", "flower", "redis", "worker"} < stack.containers()
+    stack.belong_to(os.getuid())
+    template.commit_all(stack.folder)
+    template.update(stack.folder, **template.OFF)
+    stack.make("install")
+    stack.belong_to(OWNER)
+    stack.make("up")
+
+    assert stack.containers() == {"postgres", "release", "web"}
+    assert stack.is_healthy("web") and stack.is_healthy("postgres")
+    status, page = Browser(f"http://127.0.0.1:{stack.ports['WEB_PORT']}").get("/")
+    assert status == 200 and "Run a task" not in page
+    in_image = "from importlib.util import find_spec; print(find_spec('django') and not find_spec('celery'))"
+    assert stack.compose("exec", "-T", "web", "python", "-c", in_image).strip() == "True"
+    # Tasks that were queued are not thrown away unasked.
+    volumes = stack.run("docker", "volume", "ls", "--filter", stack.label, "--format", "{{ .Name }}").split()
+    assert set(volumes) == {f"{stack.name}_postgres-data", f"{stack.name}_redis-data"}
+
+
+def test_make_down_ends_every_container_even_those_of_a_profile_that_is_off_by_now(stacks):
+    stack = stacks.take("rabbitmq")
+    assert "flower" in stack.containers()
+    (stack.folder / ".env").unlink()
+    stack.make("down")
+    assert stack.containers() == set()

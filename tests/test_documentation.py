@@ -110,6 +110,15 @@ def test_kubernetes_runs_and_probes_what_compose_does(render):
     assert grace > int(services["worker"]["environment"]["WORKER_STOP_SECONDS"])
 
 
+def test_containers_are_started_by_one_command_and_stopped_by_one_wherever_they_are_named(renderer):
+    context = renderer.context(template.DEFAULTS)
+    message = renderer.string(template.settings()["_message_after_update"], context)
+    pages = [path.read_text() for path in ROOT.glob("docs/**/*.md")]
+    files = [content.decode() for content in renderer.project(template.DEFAULTS).values()]
+    named = re.findall(r"docker compose\b[^`\n]* (?:up|down)\b[^`\n]*", "\n".join([message, *pages, *files]))
+    assert set(named) == {context["commands"]["down"], context["commands"]["up"]}
+
+
 # Commands -------------------------------------------------------------------
 
 

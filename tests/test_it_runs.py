@@ -275,12 +275,14 @@ def workflow_steps(project: Path) -> tuple[list[str], dict[str, str], str]:
 
 
 def installed_versions(project: Path, python: Path) -> set[str]:
-    """The packages of an environment, as `name==version`; the project's own apart, which pip installs as well."""
-    found = run(project, needed("uv"), "pip", "freeze", "--exclude-editable", "--python", python)
+    """The packages of an environment, as `name==version`, without the project and what a new environment has."""
+    found = run(
+        project, needed("uv"), "pip", "freeze", "--exclude-editable", "--exclude=setuptools", "--python", python
+    )
     return set(re.findall(r"^[\w.-]+==\S+$", found, re.MULTILINE))
 
 
-def tested_versions(project: Path) -> set[str]:
+def versions_tested(project: Path) -> set[str]:
     """The packages that the template was tested with, in the same way."""
     return set(re.findall(r"^[\w-]+==[^\s;]+", (project / "tested-versions.txt").read_text(), re.MULTILINE))
 
@@ -334,7 +336,7 @@ def test_the_workflow_would_pass(template_repo, tmp_path, answers, own_tests, pa
         project, *hook, PATH=f"{python.parent}:{environment()['PATH']}", PRE_COMMIT_HOME=str(tmp_path)
     )
     if packages == "tested":
-        assert installed_versions(project, python) <= tested_versions(project)
+        assert installed_versions(project, python) <= versions_tested(project)
     # Only what git ignores was made.
     assert template.git(project, "status", "--porcelain") == ""
 
@@ -375,11 +377,11 @@ def test_make_lists_its_targets_and_would_run_each_with(renderer, tmp_path, mana
         "beat": [f"{celery} beat -l info"],
         "bootstrap": [f"{manage} bootstrap_celery_tasks --remove-stale"],
         "dev": [f"{manage} dev"],
-        "down": ["docker compose down"],
+        "down": ["docker compose --profile '*' down --remove-orphans"],
         "flower": [f"{celery} flower --address=127.0.0.1"],
         "lint": [f"{prefix}{command}" for command in lint],
         "test": [f"{prefix}pytest"],
-        "up": ["docker compose up --build --wait"],
+        "up": ["docker compose up --build --wait --remove-orphans"],
         "worker": [f"{celery} worker -l info"],
     }
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import psutil
 import pytest
-from playwright.sync_api import Locator, expect
+from playwright.sync_api import Locator, Route, expect
 
 from tests.browser import Browser, free_port
 from tests.chromium import chromium_page, has_sideways_scrolling, sign_in
@@ -222,6 +222,30 @@ def test_the_bar_moves_survives_a_reload_and_stops(site, width, total):
         page.on("request", lambda request: requests.append(request.url))
         page.wait_for_timeout(2500)
         assert requests == []
+
+
+@pytest.mark.parametrize("site", ["threads"], indirect=True)
+def test_an_answer_about_progress_that_comes_after_a_click_on_cancel_finds_its_place(site):
+    total = LONG - 3
+    with chromium_page() as page:
+        sign_in(page, site.address, JANE, PASSWORD, "/jobs/")
+        page.get_by_label("Length in seconds").fill(str(total))
+        page.get_by_role("button", name="Start a job").click()
+        job = page.get_by_role("listitem").filter(has_text=f"{total}-second job")
+        bar = job.get_by_role("progressbar", name=f"{total}-second job")
+        assert wait_until(lambda: seconds_done(bar) > 0)
+
+        held: list[Route] = []
+        progress = re.compile(r"/jobs/\S+shape=running$")
+        with page.expect_request(progress):
+            page.route(progress, lambda route: held.append(route))
+        with page.expect_response(re.compile("/cancel/$")):
+            job.get_by_role("button", name="Cancel").click()
+        assert held
+        for route in held:
+            route.continue_()
+        page.unroute(progress)
+        expect(job).to_contain_text("Cancelled")
 
 
 @pytest.mark.parametrize("site", ["threads"], indirect=True)

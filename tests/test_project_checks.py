@@ -278,10 +278,6 @@ def test_variables_without_a_value_are_unset(settings, on):
     assert settings(everything, DEBUG="1", **dict.fromkeys(variables, "")) == settings(everything, DEBUG="1")
 
 
-def test_the_level_of_the_log_is_taken_in_small_letters_too(settings):
-    assert settings("s.LOGGING['root']['level']", DEBUG="1", LOG_LEVEL="warning") == ["WARNING"]
-
-
 @pytest.mark.parametrize(
     "url",
     [
@@ -317,6 +313,56 @@ def test_a_secret_may_begin_with_a_dollar(settings, on, place):
         file.unlink(missing_ok=True)
 
 
+# Programs of a project, and the status with which they end when the settings cannot be loaded.
+PROGRAMS = {
+    "check": ("python", "manage.py", "check"),
+    "migrate": ("python", "manage.py", "migrate"),
+    "dev": ("python", "manage.py", "dev"),
+    "runserver": ("python", "manage.py", "runserver", "127.0.0.1:0"),
+    "worker": ("celery", "-A", "acme", "worker"),
+    "beat": ("celery", "-A", "acme", "beat"),
+    "flower": ("celery", "-A", "acme", "flower", "--address=127.0.0.1"),
+    "gunicorn": ("gunicorn", "--bind=127.0.0.1:0", "acme.wsgi"),
+}
+# Gunicorn starts a process again whatever else it ends with.
+NO_USE_TO_START_AGAIN = 3
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_what_cannot_be_read_ends_every_program_with_sentences_and_without_a_traceback(on, program):
+    """Which values these are, and what is said about each, is in the tests of the project."""
+    project, programs = on
+    name, *arguments = PROGRAMS[program]
+    wrong = {"CELERY_BROKER_URL": "redis://app:p@ss:w/rd@127.0.0.1/0", "DEBUG": "1", "SECURE_HSTS_SECONDS": "abc"}
+    status = NO_USE_TO_START_AGAIN if program == "gunicorn" else 1
+    printed = run(project, programs / name, *arguments, status=status, seconds=PATIENCE_SECONDS, **wrong)
+    assert "\nSECURE_HSTS_SECONDS is 'abc', but must be a whole number, 0 or more.\n" in printed
+    assert "CELERY_BROKER_URL is 'redis://***@127.0.0.1/0', whose user and password cannot be told from" in printed
+    assert not re.search("Traceback|Usage|w/rd", printed), printed
+
+
+def test_a_line_of_the_env_file_that_cannot_be_read_is_told(manage, on):
+    file = on[0] / ".env"
+    try:
+        file.write_bytes(b"\xef\xbb\xbfexport DEBUG=1\r\nSECRET KEY=x\r\n")
+        assert manage("check", status=1).endswith(
+            "line 2 is neither NAME=value, without spaces around the =, nor a comment.\n"
+        )
+        file.write_bytes(b"\xef\xbb\xbfexport DEBUG=1\r\nSECRET_KEY=x\r\n")
+        assert "no issues" in manage("check")
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def test_flower_refuses_credentials_that_no_browser_can_send(on):
+    project, programs = on
+    name, *arguments = PROGRAMS["flower"]
+    printed = run(project, programs / name, *arguments, status=1, DEBUG="1", FLOWER_BASIC_AUTH="user:password,secret")
+    assert (
+        printed == "FLOWER_BASIC_AUTH is set, but must be user:password; of several, each, with commas between them.\n"
+    )
+
+
 # Production ------------------------------------------------------------------
 
 
@@ -340,7 +386,9 @@ def test_production_starts_with_what_it_asks_for_and_a_web_server_refuses_withou
     project, programs = on
     gunicorn = (programs / "gunicorn", "--check-config", "acme.wsgi")
     run(project, *gunicorn, **PRODUCTION)
-    assert "Set ALLOWED_HOSTS, CELERY_BROKER_URL, SECRET_KEY in" in run(project, *gunicorn, status=1)
+    assert "Set ALLOWED_HOSTS, CELERY_BROKER_URL, SECRET_KEY in" in run(
+        project, *gunicorn, status=NO_USE_TO_START_AGAIN
+    )
 
 
 def test_production_settings_pass_the_deployment_checks(manage):

@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+import json
 import os
 import re
 import shlex
@@ -141,6 +142,23 @@ def test_docker_compose_accepts_every_compose_file(variants):
         pytest.skip("docker has no compose plugin")
     for path, profile in itertools.product(places(variants, "docker-compose.yml"), ("", "flower")):
         assert not run("docker", "compose", "--profile", profile, "--file", path, "config", "--quiet", cwd=variants)
+
+
+@pytest.mark.skipif(not shutil.which("docker"), reason="docker is not on PATH")
+def test_the_message_after_an_update_calls_the_containers_what_docker_compose_calls_them(renderer, tmp_path):
+    if run("docker", "compose", "version", cwd=tmp_path):
+        pytest.skip("docker has no compose plugin")
+    folder = tmp_path / "_My Acme-2.0_x"
+    folder.mkdir()
+    (folder / "docker-compose.yml").write_text("services: {web: {image: web}}")
+    config = ["docker", "compose", "config", "--format", "json"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COMPOSE_")}
+    name = json.loads(subprocess.check_output(config, cwd=folder, env=environment))["name"]
+    context = renderer.context(template.DEFAULTS | {"docker_mode": "none"})
+    context["_copier_conf"].dst_path = folder
+    message = renderer.string(template.settings()["_message_after_update"], context)
+    assert f"--project-name {name} down" in message
+    assert f"--force {name}_postgres-data {name}_rabbitmq-data {name}_redis-data" in message
 
 
 def test_files_end_with_one_newline_and_lines_without_space(outputs):

@@ -7,6 +7,8 @@ from django.db import models
 from django.db.models import Q
 from django.utils import timezone
 
+from apps.web.allowance import HourlyAllowance
+
 
 class Chat(models.Model):
     """A conversation of one person with the model."""
@@ -81,15 +83,13 @@ class Message(models.Model):
         return self.state == self.State.WAITING and (timezone.now() - self.updated_at).total_seconds() > 10
 
 
-class Allowance(models.Model):
+class Allowance(HourlyAllowance):
     """How many replies a person has asked for in the current hour.
 
     It outlives the chats, so that deleting them gains nothing.
     """
 
-    owner = models.OneToOneField(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, primary_key=True)
-    hour_began_at = models.DateTimeField(default=timezone.now)
-    replies = models.PositiveIntegerField(default=0)
+    counted = "replies"
 
-    def __str__(self) -> str:
-        return f"{self.replies} replies since {self.hour_began_at:%H:%M}"
+    owner = models.OneToOneField(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, primary_key=True)
+    replies = models.PositiveIntegerField(default=0)

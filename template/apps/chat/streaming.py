@@ -67,13 +67,16 @@ async def _events(request: HttpRequest, reply_id: int) -> AsyncIterator[str]:
 
 
 async def _written(draft: replies.Draft) -> AsyncIterator[str]:
-    """Write the reply, and yield its text now and then; when nobody listens any more, it is written to its end."""
+    """Write the reply, and yield its text now and then, as far as it is saved: what is seen must not be lost.
+
+    When nobody listens any more, it is written to its end.
+    """
     writing = asyncio.create_task(_write(draft))
     _writers.add(writing)
     writing.add_done_callback(_writers.discard)
     while not writing.done():
         await asyncio.wait([writing], timeout=SHOW_SECONDS)
-        yield draft.text
+        yield draft.saved
 
 
 async def _write(draft: replies.Draft) -> None:

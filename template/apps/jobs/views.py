@@ -6,7 +6,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
-from django_htmx.http import retarget
+from django_htmx.http import retarget, trigger_client_event
 
 from apps.tasks.sending import send
 
@@ -47,9 +47,15 @@ def show(request: HttpRequest, job_id: UUID) -> HttpResponse:
 
 @require_POST
 def cancel(request: HttpRequest, job_id: UUID) -> HttpResponse:
-    """Stop a job that waits or runs."""
+    """Stop a job that waits or runs.
+
+    The answer is an event at which the page asks how far the job is. A new row would remove the element that asks every
+    second while an answer may be on its way to it.
+    """
     _own_job(request, job_id).cancel()
-    return _answer(request, job_id)
+    if not request.htmx:
+        return redirect("jobs:list")
+    return trigger_client_event(HttpResponse(status=204), "job-changed")
 
 
 @require_POST
@@ -58,7 +64,9 @@ def retry(request: HttpRequest, job_id: UUID) -> HttpResponse:
     job = _own_job(request, job_id)
     if job.retry():
         _send(job)
-    return _answer(request, job_id)
+    if not request.htmx:
+        return redirect("jobs:list")
+    return render(request, "jobs/row.html", {"job": _own_job(request, job_id)})
 
 
 def _send(job: Job) -> None:
@@ -67,10 +75,3 @@ def _send(job: Job) -> None:
 
 def _own_job(request: HttpRequest, job_id: UUID) -> Job:
     return get_object_or_404(Job, pk=job_id, owner=request.user)
-
-
-def _answer(request: HttpRequest, job_id: UUID) -> HttpResponse:
-    """Answer with what the row has become, or without JavaScript with the page."""
-    if not request.htmx:
-        return redirect("jobs:list")
-    return render(request, "jobs/row.html", {"job": _own_job(request, job_id)})

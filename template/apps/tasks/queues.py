@@ -4,6 +4,7 @@ from celery.app.amqp import AMQP, Queues
 from kombu import Queue
 
 from .broker import is_rabbitmq
+from .connection import Connection
 
 # Deliveries after which RabbitMQ drops a message; 20 is its own limit, and each restart of a worker may count as one.
 DELIVERY_LIMIT = 100
@@ -25,6 +26,8 @@ class QuorumQueues(Queues):
 
 class ProjectAMQP(AMQP):
     """Celery's declarations; on RabbitMQ its queues are quorum queues."""
+
+    Connection = Connection
 
     @property
     def queues_cls(self) -> type[Queues]:

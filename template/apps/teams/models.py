@@ -11,6 +11,8 @@ from django.db.models.signals import post_delete
 from django.dispatch import receiver
 from django.utils import timezone
 
+from apps.web.allowance import HourlyAllowance
+
 INVITATION_LIFETIME = timedelta(days=7)
 INVITATION_SALT = "apps.teams.invitation"
 # Nobody can use a team to send e-mails to half the world.
@@ -101,24 +103,18 @@ class Invitation(models.Model):
         return signing.dumps(self.pk, salt=INVITATION_SALT)
 
 
-class Allowance(models.Model):
+class Allowance(HourlyAllowance):
     """How many invitations a person has sent in the current hour, to whatever team; withdrawing them gains nothing."""
 
-    user = models.OneToOneField(settings.AUTH_USER_MODEL, models.CASCADE, primary_key=True, related_name="+")
-    hour_began_at = models.DateTimeField(default=timezone.now)
-    invitations = models.PositiveIntegerField(default=0)
+    counted = "invitations"
 
-    def __str__(self) -> str:
-        return f"{self.invitations} invitations since {self.hour_began_at:%H:%M}"
+    user = models.OneToOneField(settings.AUTH_USER_MODEL, models.CASCADE, primary_key=True, related_name="+")
+    invitations = models.PositiveIntegerField(default=0)
 
 
 def use_allowance(user) -> None:
     """Count an invitation of this hour; raise ValidationError when the user has sent enough."""
-    now = timezone.now()
-    Allowance.objects.get_or_create(user=user)
-    own = Allowance.objects.filter(user=user)
-    own.filter(hour_began_at__lte=now - timedelta(hours=1)).update(hour_began_at=now, invitations=0)
-    if not own.filter(invitations__lt=INVITATIONS_PER_HOUR).update(invitations=F("invitations") + 1):
+    if not Allowance.use(user.pk, INVITATIONS_PER_HOUR):
         raise ValidationError(f"You have invited {INVITATIONS_PER_HOUR} times within an hour. Try again later.")
 
 

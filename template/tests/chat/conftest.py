@@ -1,10 +1,16 @@
 import asyncio
+from datetime import timedelta
+from unittest.mock import AsyncMock
 
 import pytest
 
 pytest.importorskip("celery")
 
-from apps.chat import replies
+from asgiref.sync import sync_to_async
+from django.urls import reverse
+from django.utils import timezone
+
+from apps.chat import ai, replies
 from apps.chat.models import Chat, Message
 from apps.users.models import User
 
@@ -103,3 +109,44 @@ def saved(reply):
 def end(reply):
     """Return a function that reads how the reply has ended: state, text and error."""
     return lambda: Message.objects.values_list("state", "text", "error").get(pk=reply.pk)
+
+
+@pytest.fixture(params=["stop", "stop without JavaScript", "failure", "time is over", "silence", "shutdown", "kill"])
+def ending(request, page, chat, reply, answers, settings, monkeypatch):
+    """Return each thing in turn that ends a reply after its first words, "Some ": `await ending(writing)` does it.
+
+    `writing` is the task that writes. It rarely saves, so that what it shows and what it has saved may differ.
+    """
+    monkeypatch.setattr(replies, "SAVE_SECONDS", 0.3)
+    # To read the conversation may take longer than a reply may here.
+    monkeypatch.setattr(replies, "turns_before", AsyncMock(return_value=[]))
+    settings.CHAT_REPLY_SECONDS = 0.6 if request.param == "time is over" else 60
+    model_fails = asyncio.Event()
+    answers("Some ", model_fails, ai.ModelFailed("The model is ill."))
+
+    def stop(**headers):
+        page.post(reverse("chat:stop", args=[reply.pk]), headers=headers)
+
+    def be_silent():
+        Message.objects.update(updated_at=timezone.now() - timedelta(seconds=replies.SILENT_SECONDS + 1))
+        replies.close_silent(chat=chat)
+
+    async def end(writing):
+        match request.param:
+            case "stop":
+                await sync_to_async(stop)(**{"HX-Request": "true"})
+            case "stop without JavaScript":
+                await sync_to_async(stop)()
+            case "failure":
+                model_fails.set()
+            case "silence":
+                await sync_to_async(be_silent)()
+            case "shutdown":
+                writing.cancel()
+            case "kill":
+                # It saves nothing any more, and its sign of life ends.
+                monkeypatch.setattr(replies.Draft, "save", AsyncMock(return_value=False))
+                await sync_to_async(be_silent)()
+        await asyncio.wait_for(asyncio.gather(writing, return_exceptions=True), timeout=60)
+
+    return end

@@ -1,11 +1,13 @@
 """Without ASGI a worker writes the reply, and the page asks how far it is."""
 
+import asyncio
 from datetime import timedelta
 
 import pytest
 
 pytest.importorskip("celery")
 
+from asgiref.sync import async_to_sync, sync_to_async
 from django.urls import reverse
 from django.utils import timezone
 from kombu.exceptions import OperationalError
@@ -24,6 +26,19 @@ def test_a_task_writes_the_reply(reply, answers, end):
     answers("Some ", "are.")
     write_reply.apply(args=[reply.pk])
     assert end() == ("done", "Some are.", "")
+
+
+def test_what_was_seen_stays_whatever_ends_the_reply(poll, page, chat, reply, ending):
+    @async_to_sync
+    async def see_and_end():
+        writing = asyncio.create_task(replies.write(await replies.claim(reply.pk)))
+        while "Some" not in (await sync_to_async(poll)()).content.decode() and not writing.done():
+            await asyncio.sleep(0.01)
+        await ending(writing)
+
+    see_and_end()
+    html = page.get(reverse("chat:chat", args=[chat.pk])).content.decode()
+    assert "<p>Some</p>" in html and "Try again" in html
 
 
 def test_a_task_that_is_delivered_twice_asks_the_model_once(reply, model, end):

@@ -72,7 +72,7 @@ def test_a_writer_keeps_off_a_reply_that_was_stopped_and_is_written_anew(reply, 
         async_to_sync(replies.claim)(reply.pk)
 
     write_until("Some ", stop_and_ask_again)
-    assert end() == ("writing", "", "")
+    assert end() == ("writing", "Some ", "")
 
 
 def test_a_chat_that_is_deleted_while_its_reply_is_written_ends_quietly(chat, reply, answers, caplog, write_until):
@@ -86,7 +86,18 @@ def test_a_writer_that_is_cut_off_keeps_the_text_and_leaves_a_reply_to_retry(rep
     write_until("Some ", lambda writing: writing.cancel())
     assert end() == ("stopped", "Some ", replies.CUT_OFF)
     replies.ask_again(reply)
-    assert end() == ("waiting", "", "")
+    assert end() == ("waiting", "Some ", "")
+
+
+def test_what_there_is_stays_until_another_attempt_has_words(reply, answers, end):
+    ill = ai.ModelFailed("The model is ill.")
+    answers("Some ", ill)
+    write(reply)
+    for pieces, text in [(["\n", ill], "Some "), (["\n", "No", ill], "\nNo")]:
+        replies.ask_again(reply)
+        answers(*pieces)
+        write(reply)
+        assert end() == ("failed", text, "The model is ill.")
 
 
 @pytest.mark.parametrize(

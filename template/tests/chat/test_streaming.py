@@ -54,6 +54,19 @@ def test_the_text_grows_and_the_whole_message_comes_last(stream, answers, end):
     assert end() == ("done", "**Some** are.", "")
 
 
+def test_what_was_seen_stays_whatever_ends_the_reply(stream, page, chat, ending):
+    @async_to_sync
+    async def see_and_end():
+        events = await stream(until="Some")
+        assert events[-1].startswith("event: text\n")
+        for writing in list(streaming._writers):
+            await ending(writing)
+
+    see_and_end()
+    html = page.get(reverse("chat:chat", args=[chat.pk])).content.decode()
+    assert "<p>Some</p>" in html and "Try again" in html
+
+
 def test_every_line_of_an_event_is_marked():
     assert streaming.event("text", "one\ntwo") == "event: text\ndata: one\ndata: two\n\n"
 

@@ -4,6 +4,7 @@ import pytest
 
 pytest.importorskip("celery")
 
+import json
 from datetime import timedelta
 from types import SimpleNamespace
 from uuid import uuid4
@@ -115,7 +116,7 @@ def test_without_a_worker_a_job_is_done_where_it_is_sent(browser, monkeypatch):
 @pytest.mark.parametrize("state", State)
 def test_a_page_asks_every_second_while_the_job_changes(browser, job, state):
     active = job(state=state).is_active
-    assert ('hx-trigger="every 1s"' in page(browser)) == active
+    assert ('hx-trigger="every 1s, ' in page(browser)) == active
 
 
 def test_only_the_progress_is_replaced_while_only_the_progress_changes(browser, job):
@@ -153,8 +154,12 @@ def test_the_bar_has_a_name(browser, job):
 
 
 def test_a_running_job_is_asked_to_stop(browser, job):
-    text = act(browser, "jobs:cancel", job(state=State.RUNNING), headers=HTMX).content.decode()
+    running = job(state=State.RUNNING)
+    answer = act(browser, "jobs:cancel", running, headers=HTMX)
     assert Job.objects.get().cancel_requested
+    [event] = json.loads(answer.headers["HX-Trigger"])
+    assert (answer.status_code, answer.content) == (204, b"") and f"{event} from:closest .job" in page(browser)
+    text = act(browser, "jobs:show", running, data={"shape": "running"}, headers=HTMX).content.decode()
     assert "Cancelling" in text and "every 1s" in text and "<button" not in text
 
 

@@ -16,6 +16,9 @@ from apps.subscriptions.models import Subscription
 from apps.subscriptions.units import units_of
 from apps.teams.models import Membership, create_team
 from apps.users.models import User
+from tests.environment import Table, assert_told, rows
+
+NONSENSE: Table = {"STRIPE_PRORATION": [("sometimes", "but must be one of create_prorations, always_invoice, none")]}
 
 
 @pytest.fixture
@@ -201,3 +204,11 @@ def test_by_hand_without_a_key_is_an_error(db, settings):
     settings.STRIPE_SECRET_KEY = ""
     with pytest.raises(CommandError, match="STRIPE_SECRET_KEY"):
         sync_subscriptions()
+
+
+# Settings -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "value", "words"), rows(NONSENSE))
+def test_a_variable_that_cannot_be_used_is_told_in_a_sentence(tmp_path, name, value, words):
+    assert_told(tmp_path, name, value, words)
