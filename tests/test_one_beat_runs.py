@@ -52,6 +52,31 @@ BEAT_LEASE_SECONDS = float(os.environ["LEASE_SECONDS"])
 # No task beside those of the proof.
 CELERY_RESULT_EXPIRES = None
 """
+# The same where a clock on the wall is all that the database knows of time.
+LOCAL_SETTINGS = """
+from acme.proof import *
+USE_TZ = False
+TIME_ZONE = CELERY_TIMEZONE = "America/New_York"
+"""
+# Moments as code without time zones has them; the third is too far for the broker, and the last one fails.
+SEND_IN_LOCAL_TIME = """
+from datetime import timedelta
+from django.utils import timezone
+from acme.celery import app
+from acme.tasks import say_good_morning
+now = timezone.now()
+say_good_morning.apply_async(eta=now + timedelta(seconds=3), expires=now + timedelta(hours=1))
+say_good_morning.apply_async(countdown=1)
+say_good_morning.apply_async(eta=now + timedelta(hours=2))
+app.send_task("no.such.task")
+"""
+LOCAL_ROWS = """
+from datetime import timedelta
+from django.utils import timezone
+from apps.tasks.models import FailedTask, OutgoingTask
+print(FailedTask.objects.filter(first_failed_at__gt=timezone.now() - timedelta(hours=1)).count())
+print(OutgoingTask.objects.filter(send_at__gt=timezone.now() + timedelta(hours=1, minutes=50)).count())
+"""
 # Celery with a clock that is as many seconds off as a file says.
 JUMPS = """
 import sys, threading, time
@@ -91,8 +116,8 @@ class Scene:
             "LEASE_SECONDS": str(LEASE_SECONDS),
         }
 
-    def manage(self, *command: str) -> None:
-        run(self.project, self.project / ".venv/bin/python", "manage.py", *command, **self.variables)
+    def manage(self, *command: str) -> str:
+        return run(self.project, self.project / ".venv/bin/python", "manage.py", *command, **self.variables)
 
     def beat(self, name: str, *celery: str | Path) -> Program:
         """Start a beat that ends with the scene, by another Celery than usual if one is given."""
@@ -218,6 +243,20 @@ def outage_of_the_database(scene: Scene) -> None:
     assert scene.repeated() <= 1
 
 
+def local_time(scene: Scene) -> None:
+    """Tasks come at their moments although these have no time zone, by beat, by the broker and by the database."""
+    scene.variables["DJANGO_SETTINGS_MODULE"] = "acme.local"
+    scene.beat("beat").says(HOLDS)
+    worker = (scene.project / ".venv/bin/celery", "-A", "acme", "worker", "-c", "1", "-l", "info")
+    worker = scene.stack.enter_context(started(scene.project, scene.folder / "worker", *worker, **scene.variables))
+    worker.says("ready")
+    scene.schedule(end=3)
+    scene.manage("shell", "-c", SEND_IN_LOCAL_TIME)
+    # Three of the schedule and two of those that were sent.
+    worker.says(r"(?s)(succeeded.*){5}")
+    assert wait_until(lambda: scene.manage("shell", "-v", "0", "-c", LOCAL_ROWS).split()[-2:] == ["1", "1"])
+
+
 def sql(scene: Scene, statement: str) -> None:
     """Run a statement in another database of the scene's server."""
     server = scene.variables["DATABASE_URL"].rpartition("/")[0]
@@ -257,6 +296,7 @@ PROOFS = {
     jump_of_the_clock: with_redis,
     outage_of_the_broker: with_the_broker_away,
     outage_of_the_database: with_postgresql,
+    local_time: with_postgresql,
 }
 
 
@@ -274,6 +314,7 @@ def proofs(template_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     run(project, needed("uv"), "pip", "install", "--python", programs / "python", "time-machine")
     (project / "acme/jumps.py").write_text(JUMPS)
     (project / "acme/proof.py").write_text(SETTINGS)
+    (project / "acme/local.py").write_text(LOCAL_SETTINGS)
     run(project, programs / "python", "manage.py", "migrate", DEBUG="1")
     with ThreadPoolExecutor(3) as pool:
         yield {each: pool.submit(perform, each, project, folder / each.__name__) for each in PROOFS}

@@ -181,6 +181,22 @@ def test_a_project_with_everything_but_async_passes_its_own_tests(python_of_ever
     assert re.search(r"^=+ \d+ passed(, \d+ warnings?)? in ", output, re.MULTILINE), output[-3000:]
 
 
+@pytest.mark.slow
+def test_a_project_passes_its_own_tests_without_time_zones_in_a_place_with_summer_time(
+    python_of_everything, template_repo, tmp_path
+):
+    project = template.copy(template_repo, tmp_path / "acme", **template.EVERYTHING)
+    replace_in(project / "acme/settings.py", 'TIME_ZONE = "UTC"', 'TIME_ZONE = "America/New_York"')
+    replace_in(project / "acme/settings.py", "USE_TZ = True", "USE_TZ = False")
+    output = run(project, python_of_everything, "-m", "pytest", seconds=1800)
+    assert re.search(r"^=+ \d+ passed(, \d+ warnings?)? in ", output, re.MULTILINE), output[-3000:]
+
+
+def replace_in(file: Path, text: str, other: str) -> None:
+    assert text in file.read_text()
+    file.write_text(file.read_text().replace(text, other))
+
+
 # Imported under the name of what the project asks for: Celery's own documentation tells to catch kombu's errors,
 # Django's to call asgiref's functions, and Flower's options are tornado's.
 VOUCHED_FOR = {"asgiref": "django", "kombu": "celery", "tornado": "flower"}

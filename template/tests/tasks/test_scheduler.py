@@ -537,6 +537,21 @@ def test_through_a_change_of_the_clock_nothing_is_silent_and_nothing_runs_twice(
     assert shown(sent["at two elsewhere"]) == ["00:30 EST" if not autumn else "01:30 EDT"]
 
 
+def test_a_task_with_a_start_begins_then_and_a_crontab_at_its_first_time_after_it(beat, clock, wall, broker):
+    crontab_task("daily", minute="0", hour="13")
+    crontab_task("at once", minute="30", hour="12")
+    every(3600, "hourly")
+    start = for_column(NOON + timedelta(minutes=30))
+    PeriodicTask.objects.update(start_time=start, last_run_at=None)
+    holder = beat()
+    pass_time(holder, clock, wall, 30)
+    assert broker.sent == []
+    holder.tick()
+    assert sorted(broker.sent) == ["at once", "hourly"]
+    pass_time(holder, clock, wall, 31)
+    assert sorted(broker.sent) == ["at once", "daily", "hourly"]
+
+
 # Signals and signs of life ---------------------------------------------------
 
 
