@@ -137,7 +137,8 @@ CONTRACT = [
     Row("Makefile", "celery -A acme beat", has_celery),
     Row("Makefile", "celery -A acme flower", flower),
     Row("Makefile", "celery -A acme worker", has_celery),
-    Row("Makefile", "\tdocker compose --profile '*' down --remove-orphans\n", services),
+    Row("Makefile", "\tdocker compose --profile '*' down --remove-orphans\n", both(containers, flower)),
+    Row("Makefile", "\tdocker compose down --remove-orphans\n", both(services, not_(both(containers, flower)))),
     Row("Makefile", "\tdocker compose up --build --wait --remove-orphans\n", services),
     Row("Makefile", "\tpython -m pip install -c constraints.txt --group dev -e .\n", pip),
     Row("Makefile", '\techo "-c tested-versions.txt" > constraints.txt\n', pip),
@@ -348,10 +349,11 @@ def expected_commands(answers: Answers) -> dict[str, str]:
             "python -m pip freeze --exclude-editable > constraints.txt",
         },
     }
+    profiles = "--profile '*' " if containers(answers) and flower(answers) else ""
     asgi = "uvicorn acme.asgi:application --host 0.0.0.0"
     reloading = f"{asgi} --reload --reload-include '*.html' --timeout-graceful-shutdown 3"
     return commands[answers["package_manager"]] | {
-        "down": "docker compose --profile '*' down --remove-orphans",
+        "down": f"docker compose {profiles}down --remove-orphans",
         "pip": "python -m pip install -c constraints.txt --upgrade pip",
         "release": bootstrap if has_celery(answers) else release,
         "serve": reloading if answers["use_async"] else "python manage.py runserver 0.0.0.0:8000",
