@@ -22,6 +22,10 @@ from .broker import WORKER_SECONDS, answer_limits
 
 logger = logging.getLogger(__name__)
 
+# Windows has neither: nothing stops a process there, and SIGTERM ends it at once.
+STOP = getattr(signal, "SIGSTOP", None)
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
+
 
 class Patience(bootsteps.Step):
     """A step in the start of a worker, before it connects."""
@@ -57,17 +61,20 @@ def give_back_and_leave(worker: WorkController) -> None:
         # Tells those who watch over tasks that the processes below do not die by a fault of their task.
         state.should_terminate = True
         # Stopped before another worker can start the same task, and killed once nobody here notices any more.
-        _send(signal.SIGSTOP, children)
+        _send(STOP, children)
         _give_back(worker)
     except Exception:
         logger.exception("Not all could be given back; the broker delivers it again by itself")
     finally:
-        _send(signal.SIGKILL, children)
-        os._exit(0)
+        # Nothing may come in between: a thread that fails here would leave a worker that never ends.
+        try:
+            _send(KILL, children)
+        finally:
+            os._exit(0)
 
 
-def _send(number: signal.Signals, pids: list[int]) -> None:
-    for pid in pids:
+def _send(number: signal.Signals | None, pids: list[int]) -> None:
+    for pid in pids if number else ():
         with suppress(ProcessLookupError):
             os.kill(pid, number)
 

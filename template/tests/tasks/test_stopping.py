@@ -1,5 +1,8 @@
 """A worker is patient with its broker, and gives back what it cannot finish."""
 
+import importlib.util
+import os
+import signal
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -33,7 +36,7 @@ def happened(worker):
     return [(name, *args) for name, args, _ in worker.events.mock_calls]
 
 
-KILLED = [("kill", 11, "SIGKILL"), ("kill", 12, "SIGKILL"), ("exit", 0)]
+KILLED = [("kill", 11, stopping.KILL.name), ("kill", 12, stopping.KILL.name), ("exit", 0)]
 
 
 def test_a_worker_waits_longer_than_a_page(worker):
@@ -54,6 +57,7 @@ def test_when_its_time_is_over_it_gives_back_what_still_runs(worker, settings, m
     assert (("restore_unacked",) in happened(worker)) == given_back
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows cannot stop a process.")
 def test_processes_do_nothing_more_before_others_get_their_tasks(worker):
     stopping.give_back_and_leave(worker)
     stopped = [("kill", 11, "SIGSTOP"), ("kill", 12, "SIGSTOP")]
@@ -70,10 +74,39 @@ def test_a_pool_without_processes_gives_back_as_well(worker):
 def test_rabbitmq_gives_back_by_itself(worker):
     del worker.consumer.task_consumer.channel.qos
     stopping.give_back_and_leave(worker)
-    assert happened(worker)[2:] == KILLED
+    assert happened(worker)[-3:] == KILLED
 
 
 def test_it_ends_even_if_the_broker_is_away(worker, caplog):
     worker.events.restore_unacked.side_effect = ConnectionError
     stopping.give_back_and_leave(worker)
     assert happened(worker)[-3:] == KILLED and "Not all could be given back" in caplog.text
+
+
+def test_it_ends_even_if_a_process_cannot_be_killed(worker, monkeypatch):
+    monkeypatch.setattr("os.kill", Mock(side_effect=PermissionError))
+    with pytest.raises(PermissionError):
+        stopping.give_back_and_leave(worker)
+    assert happened(worker)[-1] == ("exit", 0)
+
+
+@pytest.fixture
+def on_windows(monkeypatch):
+    """The module as it is where these signals do not exist."""
+    monkeypatch.delattr(signal, "SIGSTOP", raising=False)
+    monkeypatch.delattr(signal, "SIGKILL", raising=False)
+    spec = importlib.util.spec_from_file_location("apps.tasks.stopping_on_windows", stopping.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_on_windows_a_worker_gives_back_and_leaves(worker, on_windows):
+    worker.pool = SimpleNamespace()
+    on_windows.give_back_and_leave(worker)
+    assert happened(worker) == [("restore_unacked",), ("exit", 0)]
+
+
+def test_on_windows_processes_are_ended_with_the_signal_that_is_there(worker, on_windows):
+    on_windows.give_back_and_leave(worker)
+    assert happened(worker) == [("restore_unacked",), ("kill", 11, "SIGTERM"), ("kill", 12, "SIGTERM"), ("exit", 0)]
