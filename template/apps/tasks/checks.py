@@ -10,10 +10,15 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from celery import Task, current_app
+from celery.app.routes import MapRoute
+from celery.utils.functional import maybe_evaluate
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, Warning, register
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.db import DatabaseError, router
+from django_celery_beat.models import PeriodicTask
 
 from .broker import is_rabbitmq, is_redis
+from .queues import configured_queues, remedy
 from .sending import ProjectTask
 
 # After so long RabbitMQ takes a message back that was not acknowledged, unless its `consumer_timeout` says otherwise.
@@ -203,12 +208,15 @@ def _message(identifier: str, message: str, hint: str, task: Task | None = None)
 @register("tasks")
 def check_tasks(**kwargs: object) -> list[CheckMessage]:
     """Look at the options of each task that differ from the settings."""
+    conf = Conf()
+    return [message for task in _project_tasks() for message in _task_messages(task, conf)]
+
+
+def _project_tasks() -> list[Task]:
     # Not import_default_modules(), which runs the system checks.
     current_app.autodiscover_tasks(force=True)
     current_app.autodiscover_tasks([current_app.main], force=True)
-    conf = Conf()
-    tasks = [task for name, task in sorted(current_app.tasks.items()) if not name.startswith("celery.")]
-    return [message for task in tasks for message in _task_messages(task, conf)]
+    return [task for name, task in sorted(current_app.tasks.items()) if not name.startswith("celery.")]
 
 
 def _task_messages(task: Task, conf: Conf) -> Iterator[CheckMessage]:
@@ -229,6 +237,89 @@ def _task_messages(task: Task, conf: Conf) -> Iterator[CheckMessage]:
     if conf.conf.task_reject_on_worker_lost and task.acks_late and not task.reject_on_worker_lost:
         message = "Its reject_on_worker_lost is off: it is lost when its process dies."
         yield _message("W021", message, "Make it safe to repeat; or silence this check if it must not be.", task)
+
+
+# Queues ---------------------------------------------------------------------
+
+
+@register("tasks")
+def check_queues(**kwargs: object) -> list[CheckMessage]:
+    """Warn of names of queues that the settings do not have: Celery makes such a queue, and no worker takes from it."""
+    conf, tasks = current_app.conf, _project_tasks()
+    named = [
+        ("CELERY_TASK_DEFAULT_QUEUE", conf.task_default_queue),
+        *(("CELERY_TASK_ROUTES", name) for name in _routed_queues(tasks)),
+        *((f"The task {task.name}", getattr(task, "queue", None)) for task in tasks),
+        *(
+            (f"CELERY_BEAT_SCHEDULE[{name!r}]", _options(entry).get("queue"))
+            for name, entry in conf.beat_schedule.items()
+        ),
+    ]
+    return [*_unknown_queues(named), *check_entries()]
+
+
+def check_entries() -> list[CheckMessage]:
+    """Warn of entries of SCHEDULED_TASKS that name a queue which the settings do not have."""
+    return _unknown_queues((f"SCHEDULED_TASKS[{name!r}]", queue) for name, queue in _queues_of_entries().items())
+
+
+@register(Tags.database)
+def check_rows(databases: Iterable[str] | None = None, **kwargs: object) -> list[CheckMessage]:
+    """Warn of periodic tasks in the database likewise, by `migrate` and `check --database default`."""
+    if router.db_for_read(PeriodicTask) not in (databases or ()):
+        return []
+    try:
+        rows = list(PeriodicTask.objects.enabled().values_list("name", "queue").order_by("name"))
+    except DatabaseError:
+        # Before the first migration.
+        return []
+    # Those of entries are told above.
+    named = [(f"The periodic task {name!r}", queue) for name, queue in rows if _queues_of_entries().get(name) != queue]
+    return _unknown_queues(named)
+
+
+def _unknown_queues(named: Iterable[tuple[str, Any]]) -> list[CheckMessage]:
+    """Return a warning for each place that names a queue, or a Queue, which the settings do not have."""
+    names = [(place, getattr(queue, "name", queue)) for place, queue in named if queue]
+    return [
+        _message("W040", f"{place} names the queue {name!r}, and CELERY_TASK_QUEUES does not.", remedy(name))
+        for place, name in dict.fromkeys(names)
+        if name not in configured_queues()
+    ]
+
+
+def _queues_of_entries() -> dict[str, Any]:
+    entries = getattr(settings, "SCHEDULED_TASKS", {})
+    # What is no entry is for `bootstrap_celery_tasks` to refuse.
+    return {
+        name: entry["queue"]
+        for name, entry in (entries.items() if isinstance(entries, Mapping) else ())
+        if isinstance(entry, Mapping) and isinstance(entry.get("queue"), str)
+    }
+
+
+def _options(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    return entry.get("options") or {}
+
+
+def _routed_queues(tasks: Iterable[Task]) -> Iterator[Any]:
+    """Yield the queues of CELERY_TASK_ROUTES: all of a mapping, and of a function those of the project's tasks."""
+    for route in current_app.amqp.routes:
+        found = maybe_evaluate(route)
+        if isinstance(found, MapRoute):
+            targets = [*found.map.values(), *found.patterns.values()]
+        else:
+            targets = [_route(found, task) for task in tasks]
+        for target in targets:
+            yield target if isinstance(target, str) else dict(target or {}).get("queue")
+
+
+def _route(route: Callable[..., Any], task: Task) -> Any:
+    try:
+        return current_app.amqp.router.query_router(route, task.name, (), {}, {}, task)
+    # A function that decides by the arguments, which nobody has given yet.
+    except Exception:
+        return None
 
 
 # The cache ------------------------------------------------------------------

@@ -76,6 +76,19 @@ class ReturnedTask(models.Model):
         return self.task_id
 
 
+class SeenQueue(models.Model):
+    """A queue that the settings do not know and that was sent to, or one that is or was without a worker."""
+
+    name = models.CharField(max_length=255, unique=True)
+    seen_at = models.DateTimeField(db_index=True, help_text="When it was last sent to, or lost or found a worker.")
+    unattended_since = models.DateTimeField(
+        null=True, help_text="Since when it holds messages that no worker takes; empty if that is not so."
+    )
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class OutgoingTask(models.Model):
     """A task that is written down, because the broker did not take it, its time is far, or it must not be lost.
 

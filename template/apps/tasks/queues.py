@@ -1,5 +1,10 @@
-"""How queues are declared on RabbitMQ."""
+"""Which queues the project has, and how they are declared."""
 
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from celery import current_app
 from celery.app.amqp import AMQP, Queues
 from kombu import Queue
 
@@ -9,7 +14,16 @@ from .broker import is_rabbitmq
 DELIVERY_LIMIT = 100
 
 
-class QuorumQueues(Queues):
+class ProjectQueues(Queues):
+    """Queues that get the messages that are sent to them, and no others."""
+
+    def __setitem__(self, name: str, queue: Queue) -> None:
+        # Celery gives the same key to all that have none, and on RabbitMQ each of them a copy of every message.
+        queue.routing_key = queue.routing_key or name
+        super().__setitem__(name, queue)
+
+
+class QuorumQueues(ProjectQueues):
     """Queues that RabbitMQ copies to several nodes and writes to disk before it confirms a message.
 
     This holds for every queue that stays, wherever it is named: the default queue, a route, CELERY_TASK_QUEUES.
@@ -29,4 +43,27 @@ class ProjectAMQP(AMQP):
     @property
     def queues_cls(self) -> type[Queues]:
         """The class of the collection of queues."""
-        return QuorumQueues if is_rabbitmq(self.app.conf.broker_url) else Queues
+        return QuorumQueues if is_rabbitmq(self.app.conf.broker_url) else ProjectQueues
+
+
+# Names ----------------------------------------------------------------------
+
+
+def configured_queues() -> frozenset[str]:
+    """Return the names of the queues in the settings: those of CELERY_TASK_QUEUES, or else the default one.
+
+    Celery makes any other queue that is sent to, and nobody may ever take from it.
+    """
+    queues: Any = current_app.conf.task_queues
+    if not queues:
+        return frozenset([current_app.conf.task_default_queue])
+    return frozenset(queues if isinstance(queues, Mapping) else (queue.name for queue in queues))
+
+
+def remedy(name: str) -> str:
+    """Return in a sentence what to do about a queue from which no worker takes."""
+    if name in configured_queues():
+        return f"Start a worker that takes from it: celery -A {current_app.main} worker -Q {name}."
+    close = get_close_matches(name, configured_queues(), n=1)
+    guess = f" to {close[0]!r}" if close else ""
+    return f"Correct the name{guess}; or add it to CELERY_TASK_QUEUES, and start a worker with -Q {name}."

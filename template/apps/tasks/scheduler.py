@@ -32,6 +32,7 @@ from django_celery_beat.utils import NEVER_CHECK_TIMEOUT
 from . import alive
 from .broker import broker_failure
 from .lease import WATCH_SECONDS, Lease
+from .unattended import Watch
 
 # The longest time without a look at a task: so soon a clock that was set is noticed.
 LOOK_SECONDS = 60.0
@@ -97,6 +98,7 @@ class LeaseScheduler(DatabaseScheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Prepare to stand by; with `lazy`, only to be described."""
         self.lease = Lease()
+        self._queues = Watch()
         self._sends = self._in_round = self._stopping = False
         self._standing_by_for: str | None = None
         self._silent: set[str] = set()
@@ -182,6 +184,7 @@ class LeaseScheduler(DatabaseScheduler):
         if not self._holds_lease():
             return WATCH_SECONDS
         self.sync()
+        self._queues.go_on()
         self._read()
         return self._send_due()
 

@@ -10,6 +10,7 @@ from celery.exceptions import WorkerShutdown
 from celery.worker.consumer import Consumer
 
 from . import alive
+from .queues import configured_queues
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ class Conditions(StartStopStep):
         """Look at the broker at every connection, and at the pool before the first one; log what is wrong."""
         first = not consumer.restart_count
         dangers, warnings = _pool_problems(consumer) if first else ([], [])
+        if first:
+            warnings = warnings + _queue_problems(consumer)
         if consumer.connection.transport.driver_type == "redis":
             worse, bad = redis_problems(_redis_info(consumer))
             dangers, warnings = dangers + worse, warnings + bad
@@ -59,6 +62,15 @@ def _pool_problems(consumer: Consumer) -> tuple[list[str], list[str]]:
             "ends. Give every call to another system a timeout of its own, or use the pool prefork."
         )
     return dangers, warnings
+
+
+def _queue_problems(consumer: Consumer) -> list[str]:
+    """Return a sentence if the worker is told to take from a queue that nobody may ever send to."""
+    unknown = sorted(consumer.app.amqp.queues.consume_from.keys() - configured_queues())
+    return [
+        f"This worker takes from {', '.join(unknown)}, which CELERY_TASK_QUEUES does not name: correct the -Q of the "
+        "worker, or add what is missing there."
+    ] * bool(unknown)
 
 
 def _redis_info(consumer: Consumer) -> dict[str, Any]:

@@ -69,6 +69,15 @@ class Migration(migrations.Migration):
             ],
         ),
         migrations.CreateModel(
+            name='SeenQueue',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('name', models.CharField(max_length=255, unique=True)),
+                ('seen_at', models.DateTimeField(db_index=True, help_text='When it was last sent to, or lost or found a worker.')),
+                ('unattended_since', models.DateTimeField(help_text='Since when it holds messages that no worker takes; empty if that is not so.', null=True)),
+            ],
+        ),
+        migrations.CreateModel(
             name='ScheduledTask',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),

@@ -19,7 +19,9 @@ from collections import Counter
 from typing import Any
 
 from django.core.management import BaseCommand
+from django.db import DEFAULT_DB_ALIAS
 
+from apps.tasks.checks import check_entries, check_rows
 from apps.tasks.schedule import Step, bootstrap
 
 
@@ -42,6 +44,10 @@ class Command(BaseCommand):
         steps = bootstrap(remove_stale=remove_stale, dry_run=dry_run)
         if verbosity:
             self.stdout.write("\n".join([*_table(steps), _summary(steps, dry_run)]))
+        # On the command line the system checks have told of the entries already.
+        entries = check_entries() if options["skip_checks"] else []
+        for warning in [*entries, *check_rows(databases=[DEFAULT_DB_ALIAS])]:
+            self.stderr.write(self.style.WARNING(f"{warning.msg} {warning.hint}"))
 
 
 def _table(steps: list[Step]) -> list[str]:
