@@ -33,13 +33,15 @@ POOLS = ("prefork", "threads", "gevent")
 PLACES = 4
 TASKS = 350
 TRIALS = """
-import os, time
+import os, signal, time
 from pathlib import Path
 from django.db import connection
 from acme.celery import app
 
 if seconds := os.environ.get("VISIBILITY_SECONDS"):
     app.conf.broker_transport_options = app.conf.broker_transport_options | {"visibility_timeout": int(seconds)}
+if prefix := os.environ.get("KEY_PREFIX"):
+    app.conf.broker_transport_options = app.conf.broker_transport_options | {"global_keyprefix": prefix}
 
 @app.task
 def hold(path):
@@ -55,6 +57,11 @@ def repeat(self, path):
         file.write("run\\n")
     if not self.request.retries:
         self.retry(countdown=1)
+
+@app.task
+def tell_platform(path):
+    with open(path, "a") as file:
+        file.write(f"run {app.IS_WINDOWS} {hasattr(signal, 'SIGKILL')}\\n")
 
 @app.task
 def ask():
@@ -92,6 +99,52 @@ from apps.tasks.health import queue_lengths
 app.conf.broker_transport_options = app.conf.broker_transport_options | {"global_keyprefix": "acme:"}
 [app.send_task("some.task", priority=priority) for priority in (0, 9)]
 print(queue_lengths()["celery"])
+"""
+# Sends more tasks to a queue than its worker has places, and two to one that no worker takes from.
+FILL_QUEUES = f"""
+import sys, django
+from acme import trials
+django.setup()
+[trials.hold.delay(f"{{sys.argv[1]}}/trace{{number}}") for number in range({PLACES + 2})]
+[trials.hold.apply_async((f"{{sys.argv[1]}}/lost{{number}}",), queue="emials") for number in range(2)]
+"""
+# Another program that uses the same broker.
+STRANGER = """
+import os
+from celery import Celery
+app = Celery("stranger", broker=os.environ["CELERY_BROKER_URL"])
+app.conf.broker_transport_options = {"global_keyprefix": os.environ.get("KEY_PREFIX", "")}
+app.send_task("some.task", queue="strange")
+"""
+SAY_HEALTH = """
+import django
+from acme import trials
+django.setup()
+from apps.web.health import run_checks
+print(run_checks()["queues"])
+"""
+# A beat that looks often, and takes what it sees for lasting.
+IMPATIENT_BEAT = """
+import django
+from acme import trials
+django.setup()
+from datetime import timedelta
+from apps.tasks import unattended
+unattended.LOOK_SECONDS, unattended.PATIENCE = 0.5, timedelta()
+trials.app.start(["beat", "-l", "info"])
+"""
+# As on Windows: what these modules lack there is gone, and Celery, which asks for the system, gets that answer. What is
+# imported first chooses by another name.
+WINDOWS = """
+import os, platform, select, signal, sys
+import billiard.pool, billiard.process
+platform.system = lambda: "Windows"
+import celery.apps.worker, celery.bin.celery, celery.concurrency.solo, celery.concurrency.thread
+here = {"SIGABRT", "SIGFPE", "SIGILL", "SIGINT", "SIGSEGV", "SIGTERM", "SIG_DFL", "SIG_IGN"}
+[delattr(signal, name) for name in dir(signal) if name.startswith("SIG") and name not in here]
+[delattr(os, name) for name in ("fork", "getpgid", "killpg", "mkfifo", "setsid")]
+[delattr(select, name) for name in ("epoll", "poll")]
+sys.modules.update(dict.fromkeys(("fcntl", "grp", "pwd", "resource", "termios")))
 """
 # Sends tasks to the queue of each pool, and looks at the connections of each until all have run.
 COUNT_CONNECTIONS = """
@@ -215,6 +268,51 @@ def test_a_gevent_worker_with_nothing_to_do_gives_back_what_a_dead_one_held(proj
         assert wait_until(lambda: (ask("HLEN", "unacked"), ask("LLEN", "celery")) == ("0", "1"))
 
 
+@pytest.mark.parametrize(("pool", "number"), [("solo", signal.SIGINT), ("threads", signal.SIGTERM)])
+def test_a_worker_on_windows_runs_tasks_and_leaves_in_time(project, tmp_path, redis, pool, number):
+    (tmp_path / "sitecustomize.py").write_text(WINDOWS)
+    variables = {"PYTHONPATH": str(tmp_path), "WORKER_STOP_SECONDS": "1"}
+    with worker(project, tmp_path, redis[1], pool, **variables) as program:
+        send(project, "tell_platform", tmp_path / "platform", redis[1])
+        assert wait_until(lambda: runs(tmp_path / "platform")), program.text
+        assert (tmp_path / "platform").read_text() == "run True False\n"
+        send(project, "hold", tmp_path / "trace", redis[1])
+        assert wait_until(lambda: runs(tmp_path / "trace")), program.text
+        program.process.send_signal(number)
+        assert wait_until(lambda: program.process.poll() is not None), program.text
+    assert program.process.returncode == 0
+    assert "Given back" in program.text and "Traceback" not in program.text
+
+
+def prove_that_a_queue_without_a_worker_is_named(
+    project: Path, folder: Path, url: str, names: str, **more: str
+) -> None:
+    """Health and beat name these queues, and not the one whose worker is busy, until they have workers."""
+
+    def says() -> str:
+        return python(project, SAY_HEALTH, url=url, **more)
+
+    for queue in ("celery", "rest"):
+        (folder / queue).mkdir()
+    with worker(project, folder / "celery", url, "prefork", WORKER_STOP_SECONDS="1", **more) as busy:
+        python(project, FILL_QUEUES, str(folder), url=url, **more)
+        assert wait_until(lambda: len(list(folder.glob("trace*"))) == PLACES), busy.text
+        assert says().startswith("ok, no worker takes from emials (2 waiting")
+        beat = (project / ".venv/bin/python", "-c", IMPATIENT_BEAT)
+        with started(project, folder / "beat.log", *beat, CELERY_BROKER_URL=url, DEBUG="1", **more) as program:
+            for name in names.split(","):
+                program.says(f"No worker takes from the queue {name} .* Correct the name; or add it")
+            with worker(project, folder / "rest", url, "threads", names, WORKER_STOP_SECONDS="1", **more):
+                program.says("The queue 'emials' is empty, or a worker takes from it")
+                assert says().startswith("ok\n")
+        assert "from the queue celery" not in program.text
+
+
+def test_a_queue_on_redis_that_no_worker_takes_from_is_named_whoever_made_it(project, tmp_path, redis):
+    python(project, STRANGER, url=redis[1], KEY_PREFIX="acme:")
+    prove_that_a_queue_without_a_worker_is_named(project, tmp_path, redis[1], "emials,strange", KEY_PREFIX="acme:")
+
+
 def test_a_redis_that_evicts_queues_is_refused(project, tmp_path, redis):
     set_policy = "import os, redis; redis.Redis.from_url(os.environ['CELERY_BROKER_URL']).config_set"
     python(project, f"{set_policy}('maxmemory-policy', 'allkeys-lru')", url=redis[1])
@@ -270,6 +368,10 @@ def test_a_retry_stays_in_the_queue_of_its_task(project, tmp_path, rabbitmq):
     with worker(project, tmp_path, rabbitmq, "prefork", queue="slow") as program:
         send(project, "repeat", trace, rabbitmq, queue="slow")
         assert wait_until(lambda: runs(trace) == 2), program.text
+
+
+def test_a_queue_on_rabbitmq_that_no_worker_takes_from_is_named(project, tmp_path, rabbitmq):
+    prove_that_a_queue_without_a_worker_is_named(project, tmp_path, rabbitmq, "emials")
 
 
 def test_the_probe_notices_when_rabbitmq_hangs(project, tmp_path, rabbitmq):
