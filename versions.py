@@ -16,10 +16,10 @@ import re
 import subprocess
 import tempfile
 import tomllib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tests import template
 
@@ -32,6 +32,7 @@ SEPARATOR = "[[package]]\n"
 FEATURES = ("ai_chat", "asgi", "celery", "flower", "rabbitmq", "redis", "subscriptions")
 # What pip needs beside the dependencies: itself, and what it builds the empty package of the project with.
 PIP_TOOLS = ("pip", "setuptools")
+PIN = re.compile(r"^([\w-]+)==([\w.]+)", re.MULTILINE)
 TESTED_HEADER = """\
 # The versions that the template's release was tested with. `copier update` brings those of the next release.
 """
@@ -121,13 +122,13 @@ class Piece(NamedTuple):
     owners: frozenset[int]
 
 
-def condition(owners: Iterable[int]) -> str:
+@cache
+def condition(owners: frozenset[int]) -> str:
     """Return the shortest condition on features that holds for these projects and no others; empty for all of them.
 
     Raises ValueError if no short one does.
     """
-    wanted = set(owners)
-    if len(wanted) == len(projects()):
+    if len(owners) == len(projects()):
         return ""
     literals = [(f"features.{name}", name, True) for name in FEATURES]
     literals += [(f"not features.{name}", name, False) for name in FEATURES]
@@ -137,11 +138,11 @@ def condition(owners: Iterable[int]) -> str:
     }
     for size in range(1, 5):
         for chosen in itertools.combinations(holds, size):
-            if set().union(*(holds[text] for text in chosen)) == wanted:
+            if set().union(*(holds[text] for text in chosen)) == owners:
                 return " or ".join(chosen)
-            if set.intersection(*(holds[text] for text in chosen)) == wanted:
+            if set.intersection(*(holds[text] for text in chosen)) == owners:
                 return " and ".join(chosen)
-    raise ValueError(f"No condition of four features tells these projects from the others: {sorted(wanted)}")
+    raise ValueError(f"No condition of four features tells these projects from the others: {sorted(owners)}")
 
 
 def conditional(pieces: Iterable[Piece]) -> str:
@@ -193,14 +194,7 @@ def merged_lines(texts: Sequence[str]) -> list[Piece]:
     for number, text in enumerate(texts):
         place = 0
         for line in text.splitlines(keepends=True):
-            while (
-                place < len(lines)
-                and line.startswith("    ")
-                and lines[place][0].startswith("    ")
-                and lines[place][0] < line
-            ):
-                place += 1
-            while place < len(lines) and not line.startswith("    ") and lines[place][0].startswith("    "):
+            while place < len(lines) and comes_before(lines[place][0], line):
                 place += 1
             if place == len(lines) or lines[place][0] != line:
                 lines.insert(place, (line, set()))
@@ -231,27 +225,19 @@ def lock_template(locks: Sequence[str]) -> str:
 # Constraints ----------------------------------------------------------------
 
 
-def constraints(lock: str) -> dict[str, str]:
-    """Return the line of a constraints file for each package in a lock, by the text of the package.
-
-    A package that is locked in several versions gets the marker with which the project asks for each of them.
-    """
-    own = tomllib.loads(SEPARATOR + next(filter(is_own, packages(lock))))["package"][0]
-    markers = {(each["name"], each["version"]): each["marker"] for each in own["dependencies"] if "version" in each}
-    lines = {}
-    for text in packages(lock):
-        [package] = tomllib.loads(SEPARATOR + text)["package"]
-        marker = markers.get((package["name"], package["version"]))
-        lines[text] = f"{package['name']}=={package['version']}{f' ; {marker}' if marker else ''}\n"
-    return lines
+def markers(lock: str) -> dict[tuple[str, str], str]:
+    """Return the marker with which the project asks for each version of a package that is locked in several."""
+    [own] = tomllib.loads(SEPARATOR + next(filter(is_own, packages(lock))))["package"]
+    return {(each["name"], each["version"]): each["marker"] for each in own["dependencies"] if "version" in each}
 
 
 def tested_template(locks: Sequence[str], tools: dict[str, str]) -> str:
     """Return the template of the constraints file: every package by name, and what pip needs for itself."""
-    line_of = {text: line for lock in locks for text, line in constraints(lock).items()}
+    marker_of = {key: marker for lock in locks for key, marker in markers(lock).items()}
     owners: dict[str, frozenset[int]] = {}
     for text, numbers in merged_packages(locks):
-        line = line_of[text.removeprefix(SEPARATOR)]
+        key = name_of(text), version_of(text)
+        line = "==".join(key) + (f" ; {marker_of[key]}" if key in marker_of else "") + "\n"
         owners[line] = owners.get(line, frozenset()) | numbers
     lines = "".join(f"{name}=={tools[name]}\n" for name in PIP_TOOLS)
     return (
@@ -265,11 +251,11 @@ def tested_template(locks: Sequence[str], tools: dict[str, str]) -> str:
 def tool_versions(upgrade: bool) -> dict[str, str]:
     """Return the version of each of pip's own tools: the newest, or else the one that the template names."""
     if TESTED.exists() and not upgrade:
-        known = dict(re.findall(r"^([\w-]+)==([\w.]+)", TESTED.read_text(), re.MULTILINE))
+        known = dict(PIN.findall(TESTED.read_text()))
         return {name: known[name] for name in PIP_TOOLS}
     options = ("--quiet", "--no-header", "--no-annotate")
     listed = uv("pip", "compile", *options, "-", cwd=ROOT, given="\n".join(PIP_TOOLS))
-    return dict(re.findall(r"^([\w-]+)==([\w.]+)", listed, re.MULTILINE))
+    return dict(PIN.findall(listed))
 
 
 # The command ----------------------------------------------------------------
@@ -290,18 +276,12 @@ def behind() -> list[str]:
     return [*moved, f"{len(moved)} of {len(newest)} packages have a newer release than the tested one."]
 
 
-def locks_of(whole: str) -> Iterator[str]:
-    """Yield the lock of each project, with the versions of the lock of them all."""
-    for project in projects():
-        yield locked(project.pyproject, whole, "--offline")
-
-
-def main(arguments: Any = None) -> None:
+def main() -> None:
     """Write the files; nothing is written if uv cannot lock a project."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--upgrade", action="store_true", help="move every package to its newest release")
     parser.add_argument("--behind", action="store_true", help="list the packages that have a newer release")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     if options.behind:
         print("\n".join(behind()))
         return
@@ -309,7 +289,8 @@ def main(arguments: Any = None) -> None:
     tools = tool_versions(upgrade)
     build = re.sub(r'"setuptools==[\w.]+"', f'"setuptools=={tools["setuptools"]}"', PYPROJECT.read_text())
     whole = locked(union(), "" if upgrade else shipped_lock())
-    locks = list(locks_of(whole))
+    # Each project gets the versions of the lock of them all.
+    locks = [locked(project.pyproject, whole, "--offline") for project in projects()]
     written = {LOCK: lock_template(locks), TESTED: tested_template(locks, tools), PYPROJECT: build}
     for path, text in written.items():
         path.write_text(text)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import psutil
 import pytest
-from playwright.sync_api import Locator, Route, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.browser import Browser, free_port
 from tests.chromium import chromium_page, has_sideways_scrolling, sign_in
@@ -198,15 +198,20 @@ def seconds_done(bar: Locator) -> int:
     return int(bar.get_attribute("value") or 0)
 
 
+def start_in(page: Page, site: Site, total: int) -> tuple[Locator, Locator]:
+    """Start a job of so many seconds on a page; return its row and its bar."""
+    sign_in(page, site.address, JANE, PASSWORD, "/jobs/")
+    page.get_by_label("Length in seconds").fill(str(total))
+    page.get_by_role("button", name="Start a job").click()
+    job = page.get_by_role("listitem").filter(has_text=f"{total}-second job")
+    return job, job.get_by_role("progressbar", name=f"{total}-second job")
+
+
 @pytest.mark.parametrize("site", ["threads"], indirect=True)
 @pytest.mark.parametrize("width, total", [(1280, LONG - 1), (360, LONG - 2)], ids=["desktop", "phone"])
 def test_the_bar_moves_survives_a_reload_and_stops(site, width, total):
     with chromium_page(viewport={"width": width, "height": 800}) as page:
-        sign_in(page, site.address, JANE, PASSWORD, "/jobs/")
-        page.get_by_label("Length in seconds").fill(str(total))
-        page.get_by_role("button", name="Start a job").click()
-        job = page.get_by_role("listitem").filter(has_text=f"{total}-second job")
-        bar = job.get_by_role("progressbar", name=f"{total}-second job")
+        job, bar = start_in(page, site, total)
         assert wait_until(lambda: seconds_done(bar) > 1)
 
         seen = seconds_done(bar)
@@ -228,11 +233,7 @@ def test_the_bar_moves_survives_a_reload_and_stops(site, width, total):
 def test_an_answer_about_progress_that_comes_after_a_click_on_cancel_finds_its_place(site):
     total = LONG - 3
     with chromium_page() as page:
-        sign_in(page, site.address, JANE, PASSWORD, "/jobs/")
-        page.get_by_label("Length in seconds").fill(str(total))
-        page.get_by_role("button", name="Start a job").click()
-        job = page.get_by_role("listitem").filter(has_text=f"{total}-second job")
-        bar = job.get_by_role("progressbar", name=f"{total}-second job")
+        job, bar = start_in(page, site, total)
         assert wait_until(lambda: seconds_done(bar) > 0)
 
         held: list[Route] = []

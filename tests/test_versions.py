@@ -15,7 +15,6 @@ from tests.processes import environment, needed, run
 from tests.template import OFF, ROOT
 
 Package = dict[str, Any]
-CONSTRAINT = re.compile(r"^([\w-]+)==([\w.]+)", re.MULTILINE)
 
 
 def packages(lock: bytes) -> list[Package]:
@@ -100,12 +99,12 @@ def test_a_lock_stands_in_the_order_and_under_the_name_that_uv_writes(renderer, 
 def test_the_constraints_are_the_versions_of_the_lock(projects):
     for files in projects:
         locked = {(each["name"], each["version"]) for each in packages(files["uv.lock"]) if not is_own(each)}
-        assert {*CONSTRAINT.findall(files["tested-versions.txt"].decode())} == locked
+        assert {*versions.PIN.findall(files["tested-versions.txt"].decode())} == locked
 
 
 def test_pip_gets_the_same_constraints_and_the_versions_of_its_own_tools(renderer):
     uv, pip = (
-        {*CONSTRAINT.findall(renderer.project(template.DEFAULTS | manager)["tested-versions.txt"].decode())}
+        {*versions.PIN.findall(renderer.project(template.DEFAULTS | manager)["tested-versions.txt"].decode())}
         for manager in ({"package_manager": "uv"}, {"package_manager": "pip"})
     )
     assert uv < pip and {name for name, _ in pip - uv} == {"pip", "setuptools"}
@@ -113,7 +112,7 @@ def test_pip_gets_the_same_constraints_and_the_versions_of_its_own_tools(rendere
 
 def test_pip_builds_with_the_version_that_was_tested(render):
     made = render(package_manager="pip")
-    tested = dict(CONSTRAINT.findall((made / "tested-versions.txt").read_text()))
+    tested = dict(versions.PIN.findall((made / "tested-versions.txt").read_text()))
     build = tomllib.loads((made / "pyproject.toml").read_text())["build-system"]
     assert build["requires"] == [f"setuptools=={tested['setuptools']}"]
 
@@ -121,7 +120,7 @@ def test_pip_builds_with_the_version_that_was_tested(render):
 def test_no_package_of_a_project_is_a_slug(renderer):
     """A project's own package is called by its slug, and no project can depend on a package of its own name."""
     validator = template.questions()["project_slug"]["validator"]
-    names = [name.replace("-", "_") for name, _ in CONSTRAINT.findall(versions.TESTED.read_text())]
+    names = [name.replace("-", "_") for name, _ in versions.PIN.findall(versions.TESTED.read_text())]
     assert {"celery", "django_allauth", "stripe"} < set(names)
     assert [name for name in names if not renderer.string(validator, {"project_slug": name}).strip()] == []
 
