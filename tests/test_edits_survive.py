@@ -75,8 +75,14 @@ def address(lines: list[str], number: int) -> tuple[str, ...]:
     for line in reversed(lines[:number]):
         if line.strip() and indent(line) < indent(chain[-1]):
             chain.append(line)
-    title = next((line for line in reversed(lines[:number]) if LANDMARK.search(line)), "")
+    title = next((lines[above] for above in range(number - 1, -1, -1) if is_title(lines, above)), "")
     return (title, *reversed(chain))
+
+
+def is_title(lines: list[str], number: int) -> bool:
+    """Whether a part of the file begins with this line; a comment that follows another line is no title."""
+    comment_below = lines[number].startswith("# ") and number > 0 and lines[number - 1].strip() != ""
+    return bool(LANDMARK.search(lines[number])) and not comment_below
 
 
 def indent(line: str) -> int:
