@@ -320,8 +320,41 @@ def test_a_retry_stays_in_the_queue_of_its_task(project, tmp_path, rabbitmq):
 
 
 def test_the_probe_notices_when_rabbitmq_hangs(project, tmp_path, rabbitmq):
-    [server] = [each for each in psutil.process_iter(["name"]) if listens(each, urlsplit(rabbitmq).port)]
-    prove_that_a_hang_is_noticed(project, tmp_path, server.pid, rabbitmq, ("prefork", "gevent"))
+    prove_that_a_hang_is_noticed(project, tmp_path, rabbitmq_pid(rabbitmq), rabbitmq, ("prefork", "gevent"))
+
+
+def prove_that_it_ends_though_the_broker_hangs(
+    project: Path, folder: Path, broker: int, url: str, pools: Sequence[str]
+) -> None:
+    """Ask a worker of each pool to stop while the broker answers nothing; it has nothing to do, so it ends."""
+    with ExitStack() as stack:
+        programs = []
+        for pool in pools:
+            (folder / pool).mkdir()
+            # The time for running tasks is longer than the patience of a test.
+            own = worker(project, folder / pool, url, pool, WORKER_STOP_SECONDS="3600")
+            programs.append(stack.enter_context(own))
+        os.kill(broker, signal.SIGSTOP)
+        try:
+            for program in programs:
+                program.process.terminate()
+            for program in programs:
+                assert wait_until(lambda program=program: program.process.poll() is not None), program.text
+        finally:
+            os.kill(broker, signal.SIGCONT)
+
+
+def test_a_worker_without_tasks_ends_while_redis_hangs(project, tmp_path, redis):
+    prove_that_it_ends_though_the_broker_hangs(project, tmp_path, redis[0].process.pid, redis[1], POOLS)
+
+
+def test_a_worker_without_tasks_ends_while_rabbitmq_hangs(project, tmp_path, rabbitmq):
+    prove_that_it_ends_though_the_broker_hangs(project, tmp_path, rabbitmq_pid(rabbitmq), rabbitmq, POOLS)
+
+
+def rabbitmq_pid(url: str) -> int:
+    [server] = [each for each in psutil.process_iter(["name"]) if listens(each, urlsplit(url).port)]
+    return server.pid
 
 
 def listens(process: psutil.Process, port: int | None) -> bool:

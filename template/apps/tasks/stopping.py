@@ -22,6 +22,13 @@ from .broker import WORKER_SECONDS, answer_limits
 
 logger = logging.getLogger(__name__)
 
+# Windows has neither: nothing stops a process there, and SIGTERM ends it at once.
+STOP = getattr(signal, "SIGSTOP", None)
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
+
+# Seconds that a worker without tasks has to close its connections to the broker.
+GOODBYE_SECONDS = 10
+
 
 class Patience(bootsteps.Step):
     """A step in the start of a worker, before it connects."""
@@ -43,8 +50,15 @@ class Patience(bootsteps.Step):
 
 
 def leave_later(worker: WorkController) -> None:
-    """Leave when the time is over, unless all tasks have ended before and the process with them."""
-    time.sleep(settings.WORKER_STOP_SECONDS)
+    """Leave when the time is over, or as soon as there is nothing left to do and the worker still does not end.
+
+    The second happens when the broker hangs: Celery says goodbye to it several times and waits for each answer.
+    """
+    end, idle_since = time.monotonic() + settings.WORKER_STOP_SECONDS, time.monotonic()
+    while time.monotonic() < end and time.monotonic() < idle_since + GOODBYE_SECONDS:
+        time.sleep(1)
+        if state.reserved_requests:
+            idle_since = time.monotonic()
     give_back_and_leave(worker)
 
 
@@ -52,22 +66,27 @@ def give_back_and_leave(worker: WorkController) -> None:
     """Give the messages of the tasks that still run back to the broker, for other workers, and end this process."""
     children = [process.pid for process in getattr(getattr(worker.pool, "_pool", None), "_pool", ())]
     try:
-        running = ", ".join(request.humaninfo() for request in tuple(state.active_requests))
-        logger.warning("Given back, because they still run after %s s: %s", settings.WORKER_STOP_SECONDS, running)
+        if running := ", ".join(request.humaninfo() for request in tuple(state.active_requests)):
+            logger.warning("Given back, because they still run after %s s: %s", settings.WORKER_STOP_SECONDS, running)
+        else:
+            logger.warning("Left without waiting any longer for the broker's answer to the goodbye")
         # Tells those who watch over tasks that the processes below do not die by a fault of their task.
         state.should_terminate = True
         # Stopped before another worker can start the same task, and killed once nobody here notices any more.
-        _send(signal.SIGSTOP, children)
+        _send(STOP, children)
         _give_back(worker)
     except Exception:
         logger.exception("Not all could be given back; the broker delivers it again by itself")
     finally:
-        _send(signal.SIGKILL, children)
-        os._exit(0)
+        # Nothing may come in between: a thread that fails here would leave a worker that never ends.
+        try:
+            _send(KILL, children)
+        finally:
+            os._exit(0)
 
 
-def _send(number: signal.Signals, pids: list[int]) -> None:
-    for pid in pids:
+def _send(number: signal.Signals | None, pids: list[int]) -> None:
+    for pid in pids if number else ():
         with suppress(ProcessLookupError):
             os.kill(pid, number)
 

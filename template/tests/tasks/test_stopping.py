@@ -1,5 +1,8 @@
 """A worker is patient with its broker, and gives back what it cannot finish."""
 
+import importlib.util
+import os
+import signal
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -33,7 +36,7 @@ def happened(worker):
     return [(name, *args) for name, args, _ in worker.events.mock_calls]
 
 
-KILLED = [("kill", 11, "SIGKILL"), ("kill", 12, "SIGKILL"), ("exit", 0)]
+KILLED = [("kill", 11, stopping.KILL.name), ("kill", 12, stopping.KILL.name), ("exit", 0)]
 
 
 def test_a_worker_waits_longer_than_a_page(worker):
@@ -42,18 +45,56 @@ def test_a_worker_waits_longer_than_a_page(worker):
     assert worker.app.conf.broker_connection_timeout == WORKER_SECONDS
 
 
-@pytest.mark.parametrize(("how", "given_back"), [("Warm", True), ("Cold", False)])
-def test_when_its_time_is_over_it_gives_back_what_still_runs(worker, settings, monkeypatch, how, given_back):
-    settings.WORKER_STOP_SECONDS = 7
-    slept = []
+class Clock:
+    """A clock that only a sleep moves on, and what happens at its seconds."""
+
+    def __init__(self):
+        self.seconds = 0
+        self.at = {}
+
+    def monotonic(self):
+        return self.seconds
+
+    def sleep(self, seconds):
+        self.seconds += seconds
+        self.at.get(self.seconds, bool)()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(stopping, "time", clock)
     monkeypatch.setattr("_thread.start_new_thread", lambda run, arguments: run(*arguments))
-    monkeypatch.setattr("time.sleep", slept.append)
+    monkeypatch.setattr(state, "reserved_requests", set())
+    return clock
+
+
+def stop(worker, how="Warm"):
     stopping.Patience(worker)
     worker_shutting_down.send(sender="worker", sig="SIGTERM", how=how, exitcode=0)
-    assert slept == [7] * given_back
-    assert (("restore_unacked",) in happened(worker)) == given_back
 
 
+def test_when_its_time_is_over_it_gives_back_what_still_runs(worker, settings, clock):
+    settings.WORKER_STOP_SECONDS = 25
+    state.reserved_requests.add("a task without an end")
+    stop(worker)
+    assert clock.seconds == 25 and ("restore_unacked",) in happened(worker)
+
+
+def test_when_it_has_nothing_to_do_and_the_broker_hangs_it_leaves_sooner(worker, settings, clock):
+    settings.WORKER_STOP_SECONDS = 300
+    state.reserved_requests.add("a task that ends")
+    clock.at[20] = state.reserved_requests.clear
+    stop(worker)
+    assert 20 < clock.seconds <= 20 + stopping.GOODBYE_SECONDS and happened(worker)[-1] == ("exit", 0)
+
+
+def test_at_a_cold_stop_celery_ends_the_tasks_by_itself(worker, clock):
+    stop(worker, how="Cold")
+    assert not happened(worker)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows cannot stop a process.")
 def test_processes_do_nothing_more_before_others_get_their_tasks(worker):
     stopping.give_back_and_leave(worker)
     stopped = [("kill", 11, "SIGSTOP"), ("kill", 12, "SIGSTOP")]
@@ -70,10 +111,39 @@ def test_a_pool_without_processes_gives_back_as_well(worker):
 def test_rabbitmq_gives_back_by_itself(worker):
     del worker.consumer.task_consumer.channel.qos
     stopping.give_back_and_leave(worker)
-    assert happened(worker)[2:] == KILLED
+    assert happened(worker)[-3:] == KILLED
 
 
 def test_it_ends_even_if_the_broker_is_away(worker, caplog):
     worker.events.restore_unacked.side_effect = ConnectionError
     stopping.give_back_and_leave(worker)
     assert happened(worker)[-3:] == KILLED and "Not all could be given back" in caplog.text
+
+
+def test_it_ends_even_if_a_process_cannot_be_killed(worker, monkeypatch):
+    monkeypatch.setattr("os.kill", Mock(side_effect=PermissionError))
+    with pytest.raises(PermissionError):
+        stopping.give_back_and_leave(worker)
+    assert happened(worker)[-1] == ("exit", 0)
+
+
+@pytest.fixture
+def on_windows(monkeypatch):
+    """The module as it is where these signals do not exist."""
+    monkeypatch.delattr(signal, "SIGSTOP", raising=False)
+    monkeypatch.delattr(signal, "SIGKILL", raising=False)
+    spec = importlib.util.spec_from_file_location("apps.tasks.stopping_on_windows", stopping.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_on_windows_a_worker_gives_back_and_leaves(worker, on_windows):
+    worker.pool = SimpleNamespace()
+    on_windows.give_back_and_leave(worker)
+    assert happened(worker) == [("restore_unacked",), ("exit", 0)]
+
+
+def test_on_windows_processes_are_ended_with_the_signal_that_is_there(worker, on_windows):
+    on_windows.give_back_and_leave(worker)
+    assert happened(worker) == [("restore_unacked",), ("kill", 11, "SIGTERM"), ("kill", 12, "SIGTERM"), ("exit", 0)]
