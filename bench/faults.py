@@ -108,7 +108,7 @@ REMOVALS = (
         (faults.broker_down_at_enqueue, faults.silent_network),
         {"CELERY_TASK_PUBLISH_RETRY_POLICY": None},
     ),
-    Removal("apps.tasks.results", (faults.broken_chord,), {"CELERY_RESULT_BACKEND": "django-db"}),
+    Removal("apps.tasks.sending.results", (faults.broken_chord,), {"CELERY_RESULT_BACKEND": "django-db"}),
     Removal(
         "broker_pool_acquire_timeout", (faults.broker_down_at_enqueue,), {"CELERY_BROKER_POOL_ACQUIRE_TIMEOUT": None}
     ),

@@ -11,6 +11,7 @@ from tests import template
 from tests.processes import environment, installed, redis_server, run, started
 
 RESULTS = Path(__file__).with_name("probes.md")
+ALIVE = "apps.tasks.worker.alive"
 ROUNDS = 7
 
 
@@ -37,7 +38,7 @@ def main() -> None:
         run(project, programs / "python", "manage.py", "migrate", DEBUG="1")
         os.chdir(project)
         probes = {
-            "`python -m apps.tasks.alive worker`": [programs / "python", "-m", "apps.tasks.alive", "worker"],
+            f"`python -m {ALIVE} worker`": [programs / "python", "-m", ALIVE, "worker"],
             "`celery inspect ping -d`": [programs / "celery", "-A", "acme", "inspect", "ping", "-d", "one@here"],
             "`python -c pass`": [programs / "python", "-c", "pass"],
         }

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.run
 SEND = """
 import django; django.setup()
 from acme.tasks import say_good_morning
-from apps.tasks.broker import broker_failure
+from apps.tasks.broker.options import broker_failure
 from kombu.exceptions import OperationalError
 
 try:

@@ -86,7 +86,7 @@ def test_every_part_of_the_bench_that_a_page_names_exists_and_every_one_is_named
 
 
 def test_the_reference_of_commands_has_every_command_that_a_project_adds_to_django():
-    files = (ROOT / "template/apps").glob("*/management/commands/[a-z]*.py")
+    files = (ROOT / "template/apps").glob("**/management/commands/[a-z]*.py")
     reference = (ROOT / "docs/reference/commands.md").read_text()
     assert set(re.findall(r"`manage\.py (\w+)", reference)) == {path.stem for path in files}
 

@@ -127,7 +127,7 @@ COUNT_WAITING = """
 import django
 from acme.celery import app
 django.setup()
-from apps.tasks.health import queue_lengths
+from apps.tasks.console.health import queue_lengths
 app.conf.broker_transport_options = app.conf.broker_transport_options | {"global_keyprefix": "acme:"}
 [app.send_task("some.task", priority=priority) for priority in (0, 9)]
 print(queue_lengths()["celery"])
@@ -271,7 +271,7 @@ def test_a_redis_that_evicts_queues_is_refused(project, tmp_path, redis):
 
 def probe(project: Path, folder: Path) -> bool:
     """Whether the probe of a container takes the worker for alive."""
-    command = [project / ".venv/bin/python", "-m", "apps.tasks.alive", "worker"]
+    command = [project / ".venv/bin/python", "-m", "apps.tasks.worker.alive", "worker"]
     return subprocess.run(command, cwd=project, env=environment(ALIVE_DIRECTORY=str(folder))).returncode == 0
 
 

@@ -18,7 +18,7 @@ from django.db import IntegrityError, transaction
 from django.db.models import QuerySet
 from django.utils import timezone
 
-from apps.tasks import clock
+from apps.web import clock
 
 from . import ai
 from .models import Allowance, Chat, Message

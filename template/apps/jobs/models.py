@@ -12,7 +12,7 @@ from django.conf import settings
 from django.db import models
 from django.utils import timezone
 
-from apps.tasks import clock
+from apps.web import clock
 
 # After so long in the queue the page says that no worker takes the job.
 LATE = timedelta(seconds=10)

@@ -12,6 +12,7 @@ from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from apps.teams.models import Team
+from apps.web.clock import for_column
 
 from .models import Plan, Subscription
 from .units import units_of
@@ -151,12 +152,6 @@ def _weight(status: str) -> int:
     return (status in Subscription.ACTIVE_STATUSES) + (status not in Subscription.ENDED_STATUSES)
 
 
-def _moment(timestamp: int) -> datetime:
-    """Return a moment that Stripe names in seconds, as a column takes it."""
-    moment = datetime.fromtimestamp(timestamp, UTC)
-    return moment if settings.USE_TZ else timezone.make_naive(moment, timezone.get_default_timezone())
-
-
 def _fields(found: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a row for what Stripe says. Of several items, the one that is a plan's counts."""
     items = found["items"]["data"]
@@ -169,7 +164,7 @@ def _fields(found: dict[str, Any]) -> dict[str, Any]:
         "price_id": item["price"]["id"],
         "status": found["status"],
         "quantity": item.get("quantity", 1),
-        "current_period_end": _moment(period_end) if period_end else None,
+        "current_period_end": for_column(datetime.fromtimestamp(period_end, UTC)) if period_end else None,
         # The portal writes the date of the end; the switch is the older way to say the same.
         "ends_at_period_end": bool(found.get("cancel_at_period_end") or found.get("cancel_at")),
     }

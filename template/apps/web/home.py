@@ -57,6 +57,8 @@ def switched_on() -> list[str]:
     An app is listed by its name, or by the names that the method `switched_on()` of its AppConfig returns.
     """
     configs = [config for config in django_apps.get_app_configs() if config.name.startswith("apps.")]
+    # An app within another one is a part of it.
+    configs = [config for config in configs if config.name.count(".") == 1]
     return [name for config in configs for name in _names(config)]
 
 

@@ -30,11 +30,11 @@ from django_celery_beat.models import (
 from django_celery_beat.schedulers import DatabaseScheduler, ModelEntry
 from django_celery_beat.tzcrontab import TzAwareCrontab
 
-from apps.tasks import alive
-from apps.tasks import schedule as schedule_module
-from apps.tasks.clock import for_column
+from apps.tasks.beat import schedule as schedule_module
+from apps.tasks.beat.scheduler import LeaseScheduler
 from apps.tasks.models import ScheduledTask
-from apps.tasks.scheduler import LeaseScheduler
+from apps.tasks.worker import alive
+from apps.web.clock import for_column
 
 TABLES = (
     PeriodicTask,

@@ -15,7 +15,8 @@ from pathlib import Path
 from celery import current_app
 from django.core.management import CommandError
 
-from apps.tasks import broker, dev
+from apps.tasks.broker import options as broker
+from apps.tasks.console import dev
 
 
 @pytest.fixture

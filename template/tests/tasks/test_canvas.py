@@ -17,7 +17,7 @@ from kombu.utils.json import dumps, loads
 from kombu.utils.uuid import uuid
 
 from apps.tasks.models import OutgoingTask
-from apps.tasks.outbox import send_waiting
+from apps.tasks.sending.outbox import send_waiting
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),

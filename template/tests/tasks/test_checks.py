@@ -7,8 +7,8 @@ pytest.importorskip("celery")
 from celery import Task, current_app
 from django.core.checks import Error, Warning, run_checks
 
-from apps.tasks import checks
-from apps.tasks.broker import broker_options
+from apps.tasks.broker.options import broker_options
+from apps.tasks.console import checks
 
 REDIS, RABBITMQ = "redis://127.0.0.1:6379/0", "amqp://guest:guest@127.0.0.1:5672//"
 

@@ -12,9 +12,10 @@ from celery.exceptions import Retry
 from django.db import transaction
 from django.utils import timezone
 
-from apps.tasks import clock, outbox
 from apps.tasks.models import FailedTask, OutgoingTask
-from apps.tasks.replay import send_again
+from apps.tasks.sending import outbox
+from apps.tasks.worker.replay import send_again
+from apps.web import clock
 
 pytestmark = pytest.mark.django_db
 
@@ -120,7 +121,7 @@ def test_a_retry_at_a_moment_of_this_place_gives_a_durable_task_its_time(local):
 
 def test_a_failed_task_keeps_its_first_moment_when_it_is_sent_again(local, monkeypatch):
     sent = {}
-    monkeypatch.setattr("apps.tasks.replay.publish", lambda message, **headers: sent.update(headers))
+    monkeypatch.setattr("apps.tasks.worker.replay.publish", lambda message, **headers: sent.update(headers))
     since = timezone.now() - HOUR
     failed = FailedTask.objects.create(
         task_id="some", tries=1, first_failed_at=since, last_failed_at=since, message="{}", worker="any"

@@ -14,8 +14,8 @@ from zoneinfo import ZoneInfo
 from celery import current_app
 from celery.schedules import schedstate
 
-from apps.tasks import clock
-from apps.tasks.crontab import ClockCrontab
+from apps.tasks.beat.crontab import ClockCrontab
+from apps.web import clock
 
 MINUTE = timedelta(minutes=1)
 # Where the clock is changed at night, by half an hour, at midnight, before midnight, or never; and when, in UTC.

@@ -12,8 +12,8 @@ import kombu
 from celery import current_app
 from celery.app.backends import BACKEND_ALIASES
 
-from apps.tasks import alive
-from apps.tasks.connection import Connection, broker_url
+from apps.tasks.broker.connection import Connection, broker_url
+from apps.tasks.worker import alive
 from apps.web.environment import Env
 from tests.environment import SECRET, Table, assert_told, load_settings, refusal, rows
 from tests.web.test_environment import WHOLE_NUMBER, YES_OR_NO
@@ -105,7 +105,7 @@ def test_a_value_that_cannot_be_used_is_told_in_a_sentence(tmp_path, name, value
 def test_a_driver_that_is_not_installed_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(BACKEND_ALIASES, "nowhere", "no_such_package:Backend")
     assert "(No module named 'no_such_package')" in refusal(tmp_path, CELERY_RESULT_BACKEND="nowhere://")
-    monkeypatch.setattr("apps.tasks.connection.find_spec", lambda name: None)
+    monkeypatch.setattr("apps.tasks.broker.connection.find_spec", lambda name: None)
     monkeypatch.setattr("apps.web.environment.find_spec", lambda name: None)
     for name in ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "CACHE_URL"):
         assert "which needs the package redis. Install" in refusal(tmp_path, **{name: "redis://127.0.0.1/0"})

@@ -23,9 +23,10 @@ from kombu import Message
 from kombu.exceptions import OperationalError
 from kombu.serialization import dumps
 
-from apps.tasks import failures, replay
+from apps.tasks.console.tasks import prune_failed_tasks
 from apps.tasks.models import FailedTask, OutgoingTask, ReturnedTask
-from apps.tasks.tasks import prune_failed_tasks
+from apps.tasks.sending import deliveries
+from apps.tasks.worker import failures, replay, rows
 from apps.users.models import User
 
 # Workers close their connections after each row, which a transaction around the test would not survive.
@@ -183,7 +184,7 @@ def later(monkeypatch):
 def test_a_message_stays_until_the_row_is_written(make_request, later, monkeypatch, caplog):
     request = make_request()
     with monkeypatch.context() as patch:
-        patch.setattr(failures, "pack", lambda message: (_ for _ in ()).throw(DatabaseError("disk full")))
+        patch.setattr(rows, "pack", lambda message: (_ for _ in ()).throw(DatabaseError("disk full")))
         request.on_failure(raised(ValueError()), return_ok=True)
         assert request.gone == [] and "disk full" in caplog.text
     later.pop()()
@@ -228,9 +229,9 @@ def test_a_process_that_dies_because_the_worker_ends_is_not_held_against_the_tas
 def test_a_task_that_ends_whole_workers_is_given_up(settings):
     settings.LOST_WORKERS_PER_TASK = 3
     for _ in range(2):
-        failures.count_return("some-id")
-    with pytest.raises(failures.WorkerKiller, match="started 3 times"):
-        failures.count_return("some-id")
+        deliveries.count_return("some-id")
+    with pytest.raises(deliveries.WorkerKiller, match="started 3 times"):
+        deliveries.count_return("some-id")
 
 
 def test_only_messages_that_come_back_are_counted():
@@ -243,7 +244,7 @@ def test_a_message_that_was_held_too_long_to_run_in_time_goes_back(
     make_request, ten_minutes, monkeypatch, held_seconds, state
 ):
     request = make_request().request_dict
-    monkeypatch.setattr("apps.tasks.sending.monotonic", lambda: request["received_at"] + held_seconds)
+    monkeypatch.setattr("apps.tasks.sending.running.monotonic", lambda: request["received_at"] + held_seconds)
     ended = trace_task(ship, "some-id", [7], {}, request, app=current_app)
     assert ended.info is None if state == "SUCCESS" else ended.info.state == state
 
@@ -251,7 +252,7 @@ def test_a_message_that_was_held_too_long_to_run_in_time_goes_back(
 def test_a_message_that_was_acknowledged_early_does_not_go_back(make_request, ten_minutes, monkeypatch):
     request = make_request().request_dict
     monkeypatch.setattr(ship, "acks_late", False)
-    monkeypatch.setattr("apps.tasks.sending.monotonic", lambda: request["received_at"] + 301)
+    monkeypatch.setattr("apps.tasks.sending.running.monotonic", lambda: request["received_at"] + 301)
     assert trace_task(ship, "some-id", [7], {}, request, app=current_app).info is None
 
 

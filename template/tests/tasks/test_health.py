@@ -8,7 +8,7 @@ from celery import Celery, current_app
 from celery.beat import BeatPidbox, Service
 from celery.contrib.testing.worker import start_worker
 
-from apps.tasks import health
+from apps.tasks.console import health
 from apps.web.health import Unhealthy, checks
 
 # Long enough for a machine with other things to do.

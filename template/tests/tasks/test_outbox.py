@@ -17,10 +17,10 @@ from django.db import transaction
 from django.urls import reverse
 from django.utils import timezone
 
-from apps.tasks import clock, outbox
 from apps.tasks.models import OutgoingTask
-from apps.tasks.sending import send
+from apps.tasks.sending import outbox, send
 from apps.users.models import User
+from apps.web import clock
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -12,7 +12,7 @@ from django.core import signing
 from django.urls import reverse
 from kombu.exceptions import OperationalError
 
-from apps.tasks import views
+from apps.tasks.console import views
 from apps.users.models import User
 from apps.web import home
 

@@ -7,7 +7,7 @@ pytest.importorskip("celery")
 from celery import Celery
 from kombu import Queue
 
-from apps.tasks.queues import DELIVERY_LIMIT, ProjectAMQP
+from apps.tasks.broker.queues import DELIVERY_LIMIT, ProjectAMQP
 
 QUORUM = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT}
 

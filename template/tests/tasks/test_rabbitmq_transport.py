@@ -9,7 +9,7 @@ pytest.importorskip("celery")
 from kombu import Connection
 from kombu.transport import TRANSPORT_ALIASES, pyamqp, resolve_transport
 
-from apps.tasks.rabbitmq_transport import Channel
+from apps.tasks.broker.rabbitmq_transport import Channel
 
 
 @pytest.mark.parametrize("scheme", ["amqp", "pyamqp", "amqps"])

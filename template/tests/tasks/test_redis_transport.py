@@ -10,7 +10,7 @@ pytest.importorskip("celery")
 
 from kombu import Connection
 
-from apps.tasks import redis_transport
+from apps.tasks.broker import redis_transport
 
 MESSAGE = {
     "body": "",

@@ -8,7 +8,7 @@ from celery import chord, current_app, group, shared_task
 from celery.app.trace import trace_task
 from django_celery_results.models import ChordCounter
 
-from apps.tasks import results
+from apps.tasks.sending import results
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

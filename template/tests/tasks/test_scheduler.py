@@ -25,14 +25,17 @@ from django.utils import timezone
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask
 from kombu.exceptions import OperationalError as BrokerAway
 
-from apps.tasks import alive, health, lease, scheduler
-from apps.tasks import clock as clock_module
-from apps.tasks.clock import for_column
-from apps.tasks.crontab import ClockCrontab
+from apps.tasks.beat import lease, scheduler
+from apps.tasks.beat.crontab import ClockCrontab
+from apps.tasks.beat.periodic import lies_ahead
+from apps.tasks.beat.schedule import bootstrap
+from apps.tasks.beat.scheduler import LeaseScheduler
+from apps.tasks.console import health
 from apps.tasks.models import BeatLease
-from apps.tasks.schedule import bootstrap
-from apps.tasks.scheduler import LeaseScheduler, lies_ahead
 from apps.tasks.sending import ProjectTask
+from apps.tasks.worker import alive
+from apps.web import clock as clock_module
+from apps.web.clock import for_column
 from apps.web.health import Unhealthy
 
 pytestmark = pytest.mark.django_db
@@ -598,7 +601,7 @@ def test_where_no_sign_can_be_written_the_process_goes_on(monkeypatch, tmp_path)
 
 
 def test_the_probe_costs_next_to_nothing(settings):
-    command = [sys.executable, "-X", "importtime", "-m", "apps.tasks.alive", "beat"]
+    command = [sys.executable, "-X", "importtime", "-m", "apps.tasks.worker.alive", "beat"]
     probe = subprocess.run(command, cwd=settings.BASE_DIR, capture_output=True, text=True)
     assert probe.returncode == 1 and "beat: there is no sign of life" in probe.stderr
     assert "django" not in probe.stderr and "celery" not in probe.stderr

@@ -19,9 +19,9 @@ from django.db import transaction
 from django.utils import timezone
 from kombu.exceptions import EncodeError, OperationalError
 
-from apps.tasks import clock
 from apps.tasks.models import OutgoingTask
 from apps.tasks.sending import ProjectTask, RetryingTask, send
+from apps.web import clock
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -251,7 +251,7 @@ def test_of_many_messages_of_a_commit_only_one_waits_for_it(broker):
 
 def test_a_message_that_cannot_be_kept_either_is_told(broker, caplog, monkeypatch):
     broker.away = True
-    monkeypatch.setattr("apps.tasks.outbox.dumps", Mock(side_effect=EncodeError))
+    monkeypatch.setattr("apps.tasks.sending.outbox.dumps", Mock(side_effect=EncodeError))
     with transaction.atomic():
         result = greet.delay("Jane")
     assert f"tests.sending.greet[{result.id}] is lost" in caplog.text

@@ -14,8 +14,8 @@ from celery import Celery
 from celery.signals import worker_shutting_down
 from celery.worker import state
 
-from apps.tasks import stopping
-from apps.tasks.broker import WORKER_SECONDS
+from apps.tasks.broker.options import WORKER_SECONDS
+from apps.tasks.worker import stopping
 
 
 @pytest.fixture

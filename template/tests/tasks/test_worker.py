@@ -15,7 +15,8 @@ from celery.concurrency.solo import TaskPool as Solo
 from celery.concurrency.thread import TaskPool as Threads
 from celery.exceptions import WorkerShutdown
 
-from apps.tasks import alive, worker
+from apps.tasks.worker import alive
+from apps.tasks.worker import conditions as worker
 
 SAFE = {"maxmemory_policy": "noeviction", "aof_enabled": 1}
 # What the monotonic clock shows, which stands still.

@@ -1,0 +1,74 @@
+"""Health checks of the background tasks. With CELERY_TASK_ALWAYS_EAGER there is nothing to check."""
+
+from celery import current_app
+from django_celery_beat.models import PeriodicTask
+from kombu import Connection
+from kombu.exceptions import OperationalError
+from kombu.transport import virtual
+
+from apps.tasks.beat.lease import seconds_since_renewal
+from apps.tasks.broker.options import answer_limits, broker_answers
+from apps.web.health import Unhealthy, health_check
+
+REPLY_SECONDS = 1.5
+# Longer than a beat needs to start again, or another one to take over.
+BEAT_SECONDS = 60.0
+
+
+@health_check("broker")
+def broker_accepts_connections() -> str | None:
+    """Connect to the broker, and return how many tasks wait there until a worker takes them."""
+    if current_app.conf.task_always_eager:
+        return None
+    if not broker_answers():
+        raise Unhealthy("does not answer")
+    return "waiting: " + ", ".join(f"{name} {length}" for name, length in queue_lengths().items())
+
+
+def queue_lengths() -> dict[str, int]:
+    """Return how many messages wait in each queue of the settings, whatever the broker."""
+    limits = answer_limits(current_app.conf.broker_url, REPLY_SECONDS)
+    with current_app.connection_for_read(connect_timeout=REPLY_SECONDS, transport_options=limits) as connection:
+        return {name: _queue_length(connection, name) for name in sorted(current_app.amqp.queues)}
+
+
+def _queue_length(connection: Connection, name: str) -> int:
+    # A channel for each, because RabbitMQ closes it when there is no such queue, as before the first worker.
+    channel = connection.channel()
+    if isinstance(channel, virtual.Channel):
+        # Where a project's keys have a prefix of their own, kombu finds no queue on Redis to declare.
+        return channel._size(name)
+    try:
+        return channel.queue_declare(name, passive=True).message_count
+    except connection.channel_errors:
+        return 0
+
+
+@health_check("workers")
+def a_worker_replies() -> None:
+    """Ask all workers for a sign of life, and be content with the first."""
+    if current_app.conf.task_always_eager:
+        return
+    try:
+        # A connection of its own, not one of the pool, which would be tried for long while the broker is away.
+        with current_app.connection_for_write(connect_timeout=REPLY_SECONDS) as connection:
+            inspect = current_app.control.inspect(timeout=REPLY_SECONDS, limit=1, connection=connection)
+            # Not a ping: beat answers that as well.
+            replies = inspect.active_queues()
+    except OperationalError as error:
+        raise Unhealthy("cannot be asked without the broker") from error
+    if not replies:
+        raise Unhealthy("no worker answers")
+
+
+@health_check("beat")
+def a_beat_holds_the_lease() -> str | None:
+    """Return how long ago a beat has renewed its lease; where nothing is scheduled, none is missed."""
+    if current_app.conf.task_always_eager or not PeriodicTask.objects.filter(enabled=True).exists():
+        return None
+    seconds = seconds_since_renewal()
+    if seconds is None:
+        raise Unhealthy("no beat has run yet")
+    if seconds > BEAT_SECONDS:
+        raise Unhealthy(f"no beat has renewed its lease for {seconds:.0f} s")
+    return f"renewed its lease {seconds:.0f} s ago"

@@ -1,0 +1,51 @@
+"""Results in the database, with chords that outlive a part that runs twice."""
+
+from functools import partial
+from typing import Any
+
+from celery.app.task import Context
+from celery.canvas import maybe_signature
+from django.db import router, transaction
+from django_celery_results.backends import DatabaseBackend
+from django_celery_results.backends.database import trigger_callback
+from django_celery_results.models import ChordCounter
+
+from .coroutines import call_where_queries_may_run
+from .message import was_redelivered
+
+
+class ProjectBackend(DatabaseBackend):
+    """Results in the database. A chord goes on when each of its parts has a result, however often that one ran.
+
+    By itself django-celery-results counts how often parts end. One that is delivered again is counted twice, so the
+    body is asked for while others still run, and never again; nor is it when a worker dies after the last count.
+    """
+
+    def apply_chord(self, *args: Any, **kwargs: Any) -> None:
+        """Write down how many parts a chord has, also for a coroutine that sends it."""
+        call_where_queries_may_run(partial(super().apply_chord, *args, **kwargs))
+
+    def on_chord_part_return(self, request: Context, state: str, result: Any, **kwargs: Any) -> None:
+        """Send the body of the chord if this part was the last."""
+        if not (request.id and request.group):
+            return
+        counters = ChordCounter.objects.using(router.db_for_write(ChordCounter))
+        with transaction.atomic(using=counters.db):
+            counter = counters.select_for_update().filter(group_id=request.group).first()
+            # At zero another part is sending the body, unless it has died: then it comes again.
+            if not counter or (counter.count == 0 and not _came_back(request)):
+                return
+            if counter.count > 1:
+                # To look at the results each time would take a query for each pair of parts.
+                counter.count -= 1
+            elif counter.group_result(app=self.app).ready():
+                counter.count = 0
+            counter.save(update_fields=["count"])
+        if counter.count == 0:
+            body = maybe_signature(request.chord, app=self.app)
+            trigger_callback(app=self.app, callback=body, group_result=counter.group_result(app=self.app))
+            counter.delete()
+
+
+def _came_back(request: Context) -> bool:
+    return was_redelivered(request) or bool(request.get("lost_workers"))

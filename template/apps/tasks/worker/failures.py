@@ -1,0 +1,162 @@
+"""The half of failed tasks that runs in a worker: what fails for good becomes a row before its message is acknowledged.
+
+This happens outside of the task's own process, where the pool has processes, so that a task which was killed leaves a
+row as well. While the row cannot be written, the message stays unacknowledged: neither is the task run again, nor is
+it lost, because the broker delivers the message again if the worker ends meanwhile.
+"""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from time import monotonic
+from typing import Any
+
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
+from celery.exceptions import (
+    Ignore,
+    InvalidTaskError,
+    NotRegistered,
+    Reject,
+    Retry,
+    Terminated,
+    TimeLimitExceeded,
+    WorkerLostError,
+)
+from celery.utils.serialization import get_pickled_exception
+from celery.worker import state
+from celery.worker.consumer import Consumer
+from celery.worker.request import Request
+from django.conf import settings
+from kombu import Message
+
+from apps.tasks.sending.deliveries import WorkerKiller
+from apps.tasks.sending.outbox import forget
+
+from .replay import pack, publish
+from .rows import once_written, task_id_of, write_row
+
+logger = logging.getLogger(__name__)
+
+# Tasks that ran -------------------------------------------------------------
+
+
+class RecordingRequest(Request):
+    """A task in a pool, which leaves a row before it gives up its message."""
+
+    has_row = False
+
+    def __init__(self, message: Message, **options: Any) -> None:
+        """Note when the message came; `ProjectTask.before_start` asks how long it was held."""
+        super().__init__(message, **options)
+        self._request_dict["received_at"] = monotonic()
+
+    def on_failure(self, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False) -> None:
+        """Write a row if the task has failed for good; then do what Celery does."""
+        error = _unwrapped(exc_info.exception)
+        if self._is_killed(error):
+            losses = self._request_dict.get("lost_workers", 0) + 1
+            if losses >= self._allowed_losses:
+                exc_info = _killer(losses, error)
+                error = _unwrapped(exc_info.exception)
+            elif self._is_sent_again(losses):
+                return
+        finish = partial(super().on_failure, exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+        self._give_up(error, str(exc_info.traceback), finish)
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """Write a row at the hard limit: of that, pools of greenlets do not tell `on_failure`."""
+        finish = partial(super().on_timeout, soft, timeout)
+        if soft:
+            finish()
+        else:
+            self._give_up(TimeLimitExceeded(timeout), "", finish)
+
+    def _give_up(self, error: BaseException, traceback: str, finish: Callable[[], None]) -> None:
+        """Call `finish`; if that is the end of the task, only once nothing more needs to be written down."""
+        outgoing = self._request_dict.get("outgoing")
+        is_kept = self.task.keep_failed and not isinstance(error, self.task.throws)
+        if not self._is_end(error) or not (is_kept or outgoing):
+            finish()
+            return
+
+        def write() -> None:
+            if is_kept and not self.has_row:
+                write_row(self._message, error, traceback, self._hostname)
+                self.has_row = True
+            elif not is_kept:
+                forget(outgoing)
+
+        once_written(self.humaninfo(), write, finish)
+
+    def _is_end(self, error: BaseException) -> bool:
+        """Return whether the task has failed, and will not run again."""
+        if isinstance(error, TimeLimitExceeded) and self.task.acks_late:
+            return self.task.acks_on_timeout
+        unfinished = (Ignore, Reject, Retry, Terminated, WorkerLostError, KeyboardInterrupt, SystemExit)
+        return not isinstance(error, unfinished)
+
+    def _is_killed(self, error: BaseException) -> bool:
+        """Return whether the process of the task died in the middle, and not because the worker ends."""
+        was_ended = self._already_cancelled or self._already_revoked or state.should_terminate is not None
+        lost = isinstance(error, (WorkerLostError, KeyboardInterrupt, SystemExit))
+        return lost and not was_ended and not self._success_was_stored()
+
+    @property
+    def _allowed_losses(self) -> int:
+        is_repeated = self.task.acks_late and self.task.reject_on_worker_lost
+        return settings.LOST_WORKERS_PER_TASK if is_repeated else 1
+
+    def _is_sent_again(self, losses: int) -> bool:
+        """Put the message back with the number of processes it has cost; return False if the broker does not take it.
+
+        Then Celery gives it back as it was. Not left to `task_retry_on_worker_lost`, which counts these as retries: an
+        innocent task with `max_retries=0` would fail, and one without a limit would kill processes for ever.
+        """
+        try:
+            publish(pack(self._message), lost_workers=losses)
+        except Exception as error:
+            # Whatever the reason: a message that is neither sent nor given back would wait for the end of this worker.
+            logger.error("%s has lost its process, and goes back as it is: %s", self.humaninfo(), error)
+            return False
+        logger.warning("%s has lost its process, and was sent again.", self.humaninfo())
+        state.task_ready(self)
+        self.acknowledge()
+        return True
+
+
+def _unwrapped(error: BaseException) -> BaseException:
+    return get_pickled_exception(error.exc if isinstance(error, ExceptionWithTraceback) else error)
+
+
+def _killer(losses: int, error: BaseException) -> ExceptionInfo:
+    try:
+        raise WorkerKiller(f"The task was started {losses} times, and its process died each time: {error}")
+    except WorkerKiller:
+        return ExceptionInfo()
+
+
+# Messages that no task could be made of -------------------------------------
+
+
+class RecordingConsumer(Consumer):
+    """The part of the worker that takes messages. One that it cannot run leaves a row, too."""
+
+    def on_unknown_message(self, body: Any, message: Message) -> None:
+        """Keep what is no message of Celery."""
+        error = InvalidTaskError("The message is none of a task.")
+        self._give_up(message, error, partial(super().on_unknown_message, body, message))
+
+    def on_unknown_task(self, body: Any, message: Message, exc: Exception) -> None:
+        """Keep a task that this release does not know: the next one, or the one before, may."""
+        self._give_up(message, NotRegistered(*exc.args), partial(super().on_unknown_task, body, message, exc))
+
+    def on_invalid_task(self, body: Any, message: Message, exc: Exception) -> None:
+        """Keep a message with a wrong part."""
+        self._give_up(message, exc, partial(super().on_invalid_task, body, message, exc))
+
+    def on_decode_error(self, message: Message, exc: Exception) -> None:
+        """Keep a message whose body cannot be read."""
+        self._give_up(message, exc, partial(super().on_decode_error, message, exc))
+
+    def _give_up(self, message: Message, error: Exception, finish: Callable[[], None]) -> None:
+        once_written(task_id_of(message), partial(write_row, message, error, "", self.hostname), finish)

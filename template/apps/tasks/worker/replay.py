@@ -1,0 +1,77 @@
+"""Keep the message of a failed task as the broker had it, and send it again.
+
+The message itself, not a new call of the task: its callbacks and its place in a chain, group or chord stay the same,
+and a task that this release does not know, or whose arguments it cannot read, can be sent again after the next one.
+"""
+
+import json
+from typing import Any
+
+from celery import current_app
+from django.db import transaction
+from kombu import Message
+
+from apps.tasks.models import FailedTask
+from apps.web import clock
+
+PROPERTIES = ("correlation_id", "priority", "reply_to")
+
+
+def pack(message: Message) -> str:
+    """Return as text all that it takes to publish the message again."""
+    body, delivery, properties = message.body, message.delivery_info or {}, message.properties or {}
+    packed = {
+        # Text where it is text; any other byte survives the way there and back.
+        "body": body if isinstance(body, str) else bytes(body).decode("utf-8", "surrogateescape"),
+        "content_type": message.content_type,
+        "content_encoding": message.content_encoding,
+        "headers": message.headers,
+        "properties": {name: properties[name] for name in PROPERTIES if properties.get(name) is not None},
+        "exchange": delivery.get("exchange") or "",
+        "routing_key": delivery.get("routing_key") or current_app.conf.task_default_queue,
+    }
+    return json.dumps(packed, default=str)
+
+
+def publish(packed: str, **changed_headers: Any) -> None:
+    """Publish a packed message; raise OperationalError if the broker does not take it."""
+    message = json.loads(packed)
+    exchange, routing_key = message["exchange"], message["routing_key"]
+    queues = current_app.amqp.queues
+    with current_app.producer_or_acquire() as producer:
+        producer.publish(
+            message["body"].encode("utf-8", "surrogateescape"),
+            content_type=message["content_type"] or "application/data",
+            content_encoding=message["content_encoding"] or "binary",
+            headers=_own_headers(message["headers"]) | changed_headers,
+            exchange=exchange,
+            routing_key=routing_key,
+            # RabbitMQ drops what comes for a queue that is not there, and says nothing.
+            declare=[queues[routing_key]] if not exchange or routing_key in queues else [],
+            retry=True,
+            retry_policy=current_app.conf.task_publish_retry_policy,
+            **message["properties"],
+        )
+
+
+def _own_headers(headers: dict[str, Any]) -> dict[str, Any]:
+    """Return the headers without those of the former delivery: its time, which has come, and what the broker said."""
+    passed = ("compression", "eta", "redelivered")
+    return {name: value for name, value in headers.items() if name not in passed and not name.startswith("x-")}
+
+
+def send_again(failed_task_id: int) -> bool:
+    """Put the message of this row back into its queue, and delete the row; return False if somebody else just did.
+
+    Raises OperationalError, and keeps the row, if the broker does not take the message.
+    """
+    with transaction.atomic():
+        # Locked, so that of two people who do this at the same time one comes too late.
+        failed = FailedTask.objects.select_for_update().filter(pk=failed_task_id).first()
+        if failed is None:
+            return False
+        earlier = {"tries": failed.tries, "since": clock.passed(failed.first_failed_at).isoformat()}
+        # Without `outgoing`, by which a worker would find that the outbox is done with this task.
+        publish(failed.message, retries=0, expires=None, lost_workers=0, failed_earlier=earlier, outgoing=None)
+        failed.delete()
+    return True

@@ -1,0 +1,97 @@
+"""What is different in a worker: it is patient with its broker, and when it has to stop, it leaves in time.
+
+Celery's own ways to stop fit no container. One waits for the running tasks however long they take, until the container
+is killed and Redis holds their messages back for the visibility timeout; the other, REMAP_SIGTERM=SIGQUIT, is made for
+one kind of pool, and reads no results while it waits.
+"""
+
+import _thread
+import logging
+import os
+import signal
+import time
+from contextlib import suppress
+from typing import Any
+
+from celery import bootsteps
+from celery.signals import worker_shutting_down
+from celery.worker import WorkController, state
+from django.conf import settings
+
+from apps.tasks.broker.options import WORKER_SECONDS, answer_limits
+
+logger = logging.getLogger(__name__)
+
+# Windows has neither: nothing stops a process there, and SIGTERM ends it at once.
+STOP = getattr(signal, "SIGSTOP", None)
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
+
+# Seconds that a worker without tasks has to close its connections to the broker.
+GOODBYE_SECONDS = 10
+
+
+class Patience(bootsteps.Step):
+    """A step in the start of a worker, before it connects."""
+
+    def __init__(self, worker: WorkController, **kwargs: Any) -> None:
+        super().__init__(worker, **kwargs)
+        conf = worker.app.conf
+        limits = answer_limits(conf.broker_url, WORKER_SECONDS)
+        conf.broker_transport_options = {**conf.broker_transport_options, **limits}
+        conf.broker_connection_timeout = WORKER_SECONDS
+
+        def leave_in_time(how: str, **kwargs: object) -> None:
+            # The other way, "Cold", ends the running tasks by itself.
+            if how == "Warm":
+                # Not by `threading`: it waits until the thread runs, which gevent forbids where it handles signals.
+                _thread.start_new_thread(leave_later, (worker,))
+
+        worker_shutting_down.connect(leave_in_time, weak=False)
+
+
+def leave_later(worker: WorkController) -> None:
+    """Leave when the time is over, or as soon as there is nothing left to do and the worker still does not end.
+
+    The second happens when the broker hangs: Celery says goodbye to it several times and waits for each answer.
+    """
+    end, idle_since = time.monotonic() + settings.WORKER_STOP_SECONDS, time.monotonic()
+    while time.monotonic() < end and time.monotonic() < idle_since + GOODBYE_SECONDS:
+        time.sleep(1)
+        if state.reserved_requests:
+            idle_since = time.monotonic()
+    give_back_and_leave(worker)
+
+
+def give_back_and_leave(worker: WorkController) -> None:
+    """Give the messages of the tasks that still run back to the broker, for other workers, and end this process."""
+    children = [process.pid for process in getattr(getattr(worker.pool, "_pool", None), "_pool", ())]
+    try:
+        if running := ", ".join(request.humaninfo() for request in tuple(state.active_requests)):
+            logger.warning("Given back, because they still run after %s s: %s", settings.WORKER_STOP_SECONDS, running)
+        else:
+            logger.warning("Left without waiting any longer for the broker's answer to the goodbye")
+        # Tells those who watch over tasks that the processes below do not die by a fault of their task.
+        state.should_terminate = True
+        # Stopped before another worker can start the same task, and killed once nobody here notices any more.
+        _send(STOP, children)
+        _give_back(worker)
+    except Exception:
+        logger.exception("Not all could be given back; the broker delivers it again by itself")
+    finally:
+        # Nothing may come in between: a thread that fails here would leave a worker that never ends.
+        try:
+            _send(KILL, children)
+        finally:
+            os._exit(0)
+
+
+def _send(number: signal.Signals | None, pids: list[int]) -> None:
+    for pid in pids if number else ():
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def _give_back(worker: WorkController) -> None:
+    """Put what is not acknowledged back into its queue; RabbitMQ, whose channels keep no list, does so by itself."""
+    if qos := getattr(worker.consumer.task_consumer.channel, "qos", None):
+        qos.restore_unacked()

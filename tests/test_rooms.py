@@ -1,0 +1,110 @@
+"""The rooms of `apps/tasks`: few, small, and open in one direction."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import template
+
+# A module imports from its own room and from those before it; `models` is beneath them all.
+ROOMS = ("models", "broker", "sending", "worker", "beat", "console")
+TOP = {*(f"{name}.py" for name in ("__init__", "apps", "models")), "README.md", "migrations", *ROOMS[1:]}
+LONGEST = 250
+# Celery asks for the class of its tasks, and Django for the configuration of an app, before there are models.
+EARLY = {"apps.py", "console/apps.py", "sending/running.py", "sending/task.py"}
+
+
+@pytest.fixture(scope="module")
+def files(renderer: template.Renderer) -> dict[str, str]:
+    """The modules of `apps/tasks` in a project with every feature, by their path in there."""
+    project = renderer.project(template.DEFAULTS | template.EVERYTHING)
+    folder = "apps/tasks/"
+    return {path.removeprefix(folder): text.decode() for path, text in project.items() if path.startswith(folder)}
+
+
+def imports(path: str, text: str) -> Iterator[tuple[str, bool]]:
+    """Yield each module of `apps.tasks` that a module imports, from there on, and whether a function does so."""
+    tree = ast.parse(text)
+    top = set(map(id, tree.body))
+    package = ["apps", "tasks", *Path(path).parent.parts]
+    for node in ast.walk(tree):
+        match node:
+            case ast.ImportFrom(module=module, level=level, names=names):
+                base = package[: len(package) - level + 1] if level else []
+                whole = ".".join([*base, *([module] if module else [])])
+                found = [whole] if module else [f"{whole}.{each.name}" for each in names]
+            case ast.Import(names=names):
+                found = [each.name for each in names]
+            case _:
+                continue
+        for name in found:
+            if name.startswith("apps.tasks."):
+                yield name.removeprefix("apps.tasks."), id(node) not in top
+
+
+def room(path: str) -> str:
+    return path.partition("/")[0].removesuffix(".py")
+
+
+def modules(files: dict[str, str]) -> dict[str, str]:
+    return {path: text for path, text in files.items() if path.endswith(".py") and room(path) in ROOMS}
+
+
+def test_the_top_level_has_ten_entries_at_most(files):
+    assert {path.partition("/")[0] for path in files} == TOP and len(TOP) <= 10
+
+
+def test_no_file_is_long(files):
+    lines = {path: text.count("\n") for path, text in files.items() if path.endswith(".py")}
+    assert not {path: number for path, number in lines.items() if number > LONGEST}
+
+
+def test_imports_go_one_way(files):
+    wrong = [
+        f"{path} imports {name}"
+        for path, text in modules(files).items()
+        for name, _ in imports(path, text)
+        if ROOMS.index(name.partition(".")[0]) > ROOMS.index(room(path))
+    ]
+    assert not wrong
+
+
+def test_no_imports_go_in_a_circle(files):
+    known = modules(files)
+    targets = {path.removesuffix(".py").replace("/", "."): path for path in known}
+    ways = {
+        path: {targets[name] for name, inside in imports(path, text) if name in targets and not inside}
+        for path, text in known.items()
+    }
+    while leaves := [path for path, wanted in ways.items() if not wanted & ways.keys()]:
+        for path in leaves:
+            del ways[path]
+    assert not ways
+
+
+def test_functions_import_only_where_celery_starts_too_early_for_models(files):
+    inside = {path for path, text in files.items() if path.endswith(".py") and any(i for _, i in imports(path, text))}
+    assert inside == EARLY
+
+
+def test_each_room_says_what_it_promises_and_who_calls_it(files):
+    for name in ROOMS[1:]:
+        docstring = ast.get_docstring(ast.parse(files[f"{name}/__init__.py"]))
+        assert docstring and "call" in docstring, name
+        assert f"`{name}/`" in files["README.md"], name
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "found"),
+    [
+        ("worker/rows.py", "from .replay import pack", [("worker.replay", False)]),
+        ("worker/rows.py", "from ..models import FailedTask", [("models", False)]),
+        ("worker/rows.py", "def f():\n    from apps.tasks.beat import lease", [("beat", True)]),
+        ("apps.py", "from . import models", [("models", False)]),
+        ("worker/rows.py", "import apps.tasks.beat.lease\nimport os", [("beat.lease", False)]),
+    ],
+)
+def test_an_import_is_seen_however_it_is_written(path, text, found):
+    assert list(imports(path, text)) == found
