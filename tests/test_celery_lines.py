@@ -20,6 +20,15 @@ django.setup()
 from acme.tasks import add
 print(add.delay(2, 3).get(timeout=180))
 """
+# An inner part of kombu takes its parameter by another name, as in a release to come.
+CHANGED = """
+from apps.tasks.broker import parts
+from kombu.transport.redis import Channel
+former = Channel._brpop_start
+Channel._brpop_start = lambda self, patience=None: former(self, patience)
+parts.TESTED = {"celery": "5.6"}
+use_what_fits(app)
+"""
 
 
 def promises(text: str) -> list[str]:
@@ -57,7 +66,7 @@ def test_each_promise_is_one_line_with_a_sentence_above_it():
 def test_the_readme_says_for_each_line_what_is_lost_without_it():
     readme = (template.ROOT / "template/apps/tasks/README.md").read_text()
     rows = re.findall(r"^\| `([\w.:]+)` \| (.+) \| (.+) \|$", readme, re.MULTILINE)
-    names = [re.search(r"apps\.tasks\.[\w.]+:\w+|(?<=connect\()\w+", line).group() for line in LINES]
+    names = [re.search(r"apps\.tasks\.[\w.]+:\w+|(?<=connect\()\w+|^\w+(?=\(app\))", line).group() for line in LINES]
     assert [name for name, *_ in rows] == [name.removeprefix("apps.tasks.") for name in names]
 
 
@@ -74,10 +83,33 @@ def test_without_any_line_a_worker_runs_its_tasks(template_repo, tmp_path):
             copy = without(line, project, tmp_path / str(number), rabbitmq if "amqp" in line else redis)
             command = (programs / "celery", "-A", "acme", "worker", "-l", "info", "-P", "solo", "-n", f"{number}@%h")
             workers.append((copy, stack.enter_context(started(copy, copy / "worker.log", *command))))
+        copy = without("use_what_fits(app)", project, tmp_path / "changed", redis)
+        with (copy / "acme/celery.py").open("a") as code:
+            code.write(CHANGED)
+        workers.append((copy, stack.enter_context(started(copy, copy / "worker.log", *command[:-1], "changed@%h"))))
         for copy, program in workers:
             program.says(r" ready\.")
             assert run(copy, programs / "python", "-c", SEND).strip() == "5", program.text
+        assert program.says(
+            r"redis_transport:Transport does not fit .* changed kombu\.transport\.redis:Channel\._brpop_start"
+        )
     assert not left_in(tmp_path)
+
+
+@pytest.mark.newest
+@pytest.mark.run
+def test_with_another_release_of_celery_a_worker_runs_and_says_what_does_not_fit(template_repo, tmp_path):
+    project, programs = installed(template_repo, tmp_path, "3.13", use_flower=False)
+    python = programs / "python"
+    run(project, "uv", "pip", "install", "--python", python, "celery==5.6.3", "kombu[redis]==5.6.2")
+    with redis_server(tmp_path) as (_, url):
+        variables = {"CELERY_BROKER_URL": url, "DEBUG": "1"}
+        run(project, python, "manage.py", "migrate", **variables)
+        assert "tasks.W040" in run(project, python, "manage.py", "check", **variables)
+        command = (programs / "celery", "-A", "acme", "worker", "-l", "info")
+        with started(project, tmp_path / "worker.log", *command, **variables) as program:
+            program.says(r"does not fit Celery 5\.6\.3(.|\n)* ready\.")
+            assert run(project, python, "-c", SEND, **variables).strip() == "5", program.text
 
 
 def without(line: str, project: Path, folder: Path, url: str) -> Path:

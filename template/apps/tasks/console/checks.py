@@ -13,6 +13,7 @@ from celery import Task, current_app
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning, register
 
+from apps.tasks.broker import parts
 from apps.tasks.broker.options import is_rabbitmq, is_redis
 from apps.tasks.sending.task import ProjectTask
 from apps.web import clock
@@ -39,7 +40,7 @@ class Conf:
         self.acks_off = [
             name
             for name in ("task_acks_on_failure", "task_acks_on_timeout", "task_acks_on_failure_or_timeout")
-            if conf[name] is False
+            if conf.get(name) is False
         ]
 
 
@@ -237,6 +238,16 @@ def _task_messages(task: Task, conf: Conf) -> Iterator[CheckMessage]:
     if conf.conf.task_reject_on_worker_lost and task.acks_late and not task.reject_on_worker_lost:
         message = "Its reject_on_worker_lost is off: it is lost when its process dies."
         yield _message("W021", message, "Make it safe to repeat; or silence this check if it must not be.", task)
+
+
+# Celery itself --------------------------------------------------------------
+
+
+@register("tasks")
+def check_parts(**kwargs: object) -> list[CheckMessage]:
+    """Tell which promises are not kept with the installed release of Celery."""
+    hint = "Install the versions that the template was tested with: `make tested`."
+    return [_message("W040", sentence, hint) for sentence in parts.misfits().values()]
 
 
 # The cache ------------------------------------------------------------------

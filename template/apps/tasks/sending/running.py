@@ -6,7 +6,6 @@ from time import monotonic
 from typing import Any
 
 from billiard.common import terminate_handler_fired
-from celery.app.task import get_actual_ignore_result
 from celery.canvas import Signature
 from celery.contrib.django.task import DjangoTask
 from celery.exceptions import Ignore, Reject
@@ -60,7 +59,9 @@ class RunningTask(DjangoTask):
         It is sent when the function has been left, by the exception that this raises: a transaction around `replace`
         is rolled back by that. A broker that is away gets it later.
         """
-        if not get_actual_ignore_result(self, self.request):
+        # What was said at the call, before what the task says itself; of its class the request has another default.
+        ignored = vars(self.request).get("ignore_result")
+        if not (self.ignore_result if ignored is None else ignored):
             canvas.keep_result_of(self.request.id, sig)
         replacements = self.request.get("replacements")
         if replacements is None or self.request.is_eager:

@@ -16,6 +16,7 @@ from kombu.exceptions import OperationalError
 from kombu.serialization import dumps, loads
 from kombu.utils.uuid import uuid
 
+from apps.tasks.broker.parts import fitting
 from apps.web import clock
 
 from . import canvas
@@ -36,7 +37,7 @@ class ProjectTask(RunningTask):
     durable = False
     # False: the task leaves no row when it has failed for good.
     keep_failed = True
-    Request = "apps.tasks.worker.failures:RecordingRequest"
+    Request = fitting("apps.tasks.worker.failures:RecordingRequest")
 
     def apply_async(
         self,

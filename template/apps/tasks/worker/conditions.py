@@ -137,6 +137,9 @@ def takes_tasks(consumer: Consumer) -> bool:
     channel = consumer.task_consumer.channel
     match consumer.connection.transport.driver_type:
         case "redis":
+            # Another release of kombu may not note when it asked; that it is connected has to do then.
+            if not hasattr(channel, "_brpop_sent_at"):
+                return True
             # It asks every second, unless its places are all taken.
             waits_seconds = monotonic() - (channel._brpop_sent_at or 0.0)
             return waits_seconds < LOOK_SECONDS or not channel.qos.can_consume()

@@ -1,0 +1,175 @@
+"""The inner parts of Celery and kombu that this folder builds on, and what happens when a release changes one.
+
+Celery promises nothing for them. So they are listed here, each under what needs it, with what takes its place where they
+do not fit: Celery's own, which keeps fewer promises but runs. With the tested releases nothing is looked at.
+"""
+
+import inspect
+import re
+from functools import cache
+from importlib import import_module
+from importlib.metadata import version
+from types import FunctionType
+from typing import Any
+
+from celery import Celery
+from celery.signals import beat_init, worker_init
+from celery.utils.log import get_logger
+from kombu.transport import TRANSPORT_ALIASES
+
+TESTED = {"celery": "5.7", "kombu": "5.7"}
+# What is ours, what stands in for it, and the parts that it needs: methods with their parameters, and other names.
+PARTS = {
+    "apps.tasks.broker.redis_transport:Transport": (
+        "kombu.transport.redis:Transport",
+        "kombu.transport.redis:QoS.append(message, delivery_tag)",
+        "kombu.transport.redis:QoS._remove_from_indices(delivery_tag, pipe)",
+        "kombu.transport.redis:Channel._put(queue, message)",
+        "kombu.transport.redis:Channel._q_for_pri(queue, pri)",
+        "kombu.transport.redis:Channel._get_message_priority(message, reverse)",
+        "kombu.transport.redis:Channel._brpop_start(timeout)",
+        "kombu.transport.redis:Channel._brpop_read()",
+        "kombu.transport.redis:Channel._brpop_sent_at",
+        "kombu.transport.redis:Channel._connparams(asynchronous)",
+        "kombu.transport.redis:Channel._expires",
+        "kombu.transport.redis:Channel._flush_brpop_reauth()",
+        "kombu.transport.redis:Channel._in_poll",
+        "kombu.transport.redis:Channel._queue_cycle",
+        "kombu.transport.redis:Channel.unacked_key",
+        "kombu.transport.redis:Channel.unacked_index_key",
+        "kombu.transport.redis:Channel.unacked_restore_interval",
+        "kombu.transport.redis:MultiChannelPoller.maybe_restore_messages()",
+        "kombu.transport.redis:MultiChannelPoller._channels",
+        "kombu.transport.redis:Transport.drain_events(connection, timeout)",
+        "kombu.transport.virtual:QoS.append(message, delivery_tag)",
+    ),
+    "apps.tasks.broker.rabbitmq_transport:Transport": (
+        "kombu.transport.pyamqp:Transport",
+        "kombu.transport.pyamqp:Channel.basic_publish_confirm()",
+        "kombu.transport.pyamqp:Connection.Channel",
+        "kombu.transport.pyamqp:Transport.Connection",
+    ),
+    "apps.tasks.broker.rabbitmq_transport:SSLTransport": (
+        "kombu.transport.pyamqp:SSLTransport",
+        "kombu.transport.pyamqp:Channel.basic_publish_confirm()",
+        "kombu.transport.pyamqp:Connection.Channel",
+        "kombu.transport.pyamqp:SSLTransport.Connection",
+    ),
+    "apps.tasks.broker.queues:ProjectAMQP": (
+        "celery.app.amqp:AMQP",
+        "celery.app.amqp:AMQP.Connection",
+        "celery.app.amqp:AMQP.queues_cls",
+        "celery.app.amqp:Queues",
+    ),
+    "apps.tasks.worker.stopping:Patience": (
+        "",
+        "celery.worker.state:active_requests",
+        "celery.worker.state:reserved_requests",
+        "celery.worker.state:should_terminate",
+        "kombu.transport.virtual:QoS.restore_unacked()",
+    ),
+    "apps.tasks.worker.conditions:Conditions": ("", "celery.worker.consumer:Consumer.restart_count"),
+    "apps.tasks.worker.conditions:Upkeep": (
+        "",
+        "celery.worker.consumer:Consumer.call_soon(p)",
+        "celery.worker.consumer:Consumer.hub",
+        "celery.worker.consumer:Consumer.timer",
+    ),
+    "apps.tasks.worker.failures:RecordingConsumer": (
+        "celery.worker.consumer:Consumer",
+        "celery.worker.consumer:Consumer.on_unknown_message(body, message)",
+        "celery.worker.consumer:Consumer.on_unknown_task(body, message, exc)",
+        "celery.worker.consumer:Consumer.on_invalid_task(body, message, exc)",
+        "celery.worker.consumer:Consumer.on_decode_error(message, exc)",
+    ),
+    "apps.tasks.worker.failures:RecordingRequest": (
+        "celery.worker.request:Request",
+        "celery.utils.serialization:get_pickled_exception(exc)",
+        "celery.worker.request:Request._already_cancelled",
+        "celery.worker.request:Request._already_revoked",
+        "celery.worker.request:Request._hostname",
+        "celery.worker.request:Request._message",
+        "celery.worker.request:Request._request_dict",
+        "celery.worker.request:Request._success_was_stored()",
+        "celery.worker.request:Request.on_failure(exc_info, send_failed_event, return_ok)",
+        "celery.worker.request:Request.on_timeout(soft, timeout)",
+        "celery.worker.state:should_terminate",
+        "celery.worker.state:task_ready(request)",
+    ),
+    "apps.tasks.beat.scheduler:LeaseScheduler": (
+        "django_celery_beat.schedulers:DatabaseScheduler",
+        "celery.beat:Scheduler.apply_async(entry, producer, advance)",
+        "celery.beat:Scheduler.setup_schedule()",
+        "celery.beat:Scheduler.should_sync()",
+        "celery.beat:SchedulingError",
+    ),
+}
+PART = re.compile(r"(?P<module>[\w.]+):(?P<names>[\w.]+)(?:\((?P<parameters>[\w, ]*)\))?")
+
+logger = get_logger(__name__)
+
+
+@cache
+def misfits() -> dict[str, str]:
+    """Return a sentence for each thing of ours that the installed releases do not fit."""
+    if all(version(name).startswith(f"{release}.") for name, release in TESTED.items()):
+        return {}
+    found = {ours: [part for part in parts if not fits(part)] for ours, (_, *parts) in PARTS.items()}
+    return {
+        ours: f"{ours} does not fit Celery {version('celery')} and kombu {version('kombu')}, which changed "
+        f"{', '.join(parts)}. What it promises is not kept; install the tested versions."
+        for ours, parts in found.items()
+        if parts
+    }
+
+
+def fits(part: str) -> bool:
+    """Return whether a part is there and, if it is a method, takes these parameters."""
+    module, names, parameters = PART.fullmatch(part).group("module", "names", "parameters")
+    try:
+        found: Any = import_module(module)
+    except ImportError:
+        return False
+    for name in names.split("."):
+        if not hasattr(found, name):
+            # What an instance alone has: some method must name it.
+            return parameters is None and isinstance(found, type) and _is_named(name, found)
+        found = getattr(found, name)
+    if parameters is None:
+        return True
+    taken = inspect.signature(found).parameters
+    takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in taken.values())
+    return takes_any or set(filter(None, parameters.split(", "))) <= taken.keys()
+
+
+def _is_named(name: str, kind: type) -> bool:
+    functions = (each for base in kind.__mro__ for each in vars(base).values() if isinstance(each, FunctionType))
+    return any(name in function.__code__.co_names for function in functions)
+
+
+def fitting(ours: str) -> str:
+    """Return what is ours by its path, or the path of what stands in for it."""
+    return PARTS[ours][0] if ours in misfits() else ours
+
+
+def use_what_fits(app: Celery) -> None:
+    """Leave to Celery what does not fit it; workers and beats say so when they start."""
+    if not misfits():
+        return
+    worker_init.connect(_warn, weak=False)
+    beat_init.connect(_warn, weak=False)
+    TRANSPORT_ALIASES.update({name: fitting(path) for name, path in TRANSPORT_ALIASES.items() if path in PARTS})
+    app.amqp_cls = fitting(app.amqp_cls)
+    for steps in app.steps.values():
+        steps.difference_update(misfits())
+
+    @app.on_after_configure.connect(weak=False)
+    def configure(sender: Celery, **kwargs: object) -> None:
+        for name in ("beat_scheduler", "worker_consumer"):
+            if sender.conf[name] in PARTS:
+                sender.conf[name] = fitting(sender.conf[name])
+
+
+def _warn(**kwargs: object) -> None:
+    for sentence in misfits().values():
+        logger.warning(sentence)
