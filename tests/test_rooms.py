@@ -1,6 +1,7 @@
 """The rooms of `apps/tasks`: few, small, and open in one direction."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,6 +88,22 @@ def test_no_imports_go_in_a_circle(files):
 def test_functions_import_only_where_celery_starts_too_early_for_models(files):
     inside = {path for path, text in files.items() if path.endswith(".py") and any(i for _, i in imports(path, text))}
     assert inside == EARLY
+
+
+def test_each_inner_part_of_celery_and_kombu_is_on_the_list(files):
+    trees = {path: ast.parse(text) for path, text in files.items() if path.endswith(".py")}
+    nodes = [(path, node) for path, tree in trees.items() for node in ast.walk(tree)]
+    ours = {node.name for _, node in nodes if isinstance(node, ast.FunctionDef)}
+    ours |= {node.attr for _, node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    private = {
+        (path, node.attr)
+        for path, node in nodes
+        if isinstance(node, ast.Attribute) and re.match("_[a-z]", node.attr)
+        if node.attr not in ours or ast.unparse(node.value) == "super()"
+    }
+    listed = files["broker/parts.py"]
+    # Django's `_meta` and Python's `os._exit` are documented.
+    assert not {each for each in private if each[1] not in listed and each[1] not in ("_meta", "_exit")}
 
 
 def test_each_room_says_what_it_promises_and_who_calls_it(files):

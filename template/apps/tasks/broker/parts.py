@@ -96,12 +96,14 @@ PARTS = {
         "celery.worker.state:should_terminate",
         "celery.worker.state:task_ready(request)",
     ),
+    "apps.tasks.console.health:queue_lengths": ("", "kombu.transport.virtual:Channel._size(queue)"),
     "apps.tasks.beat.scheduler:LeaseScheduler": (
         "django_celery_beat.schedulers:DatabaseScheduler",
         "celery.beat:Scheduler.apply_async(entry, producer, advance)",
         "celery.beat:Scheduler.setup_schedule()",
         "celery.beat:Scheduler.should_sync()",
         "celery.beat:SchedulingError",
+        "celery.schedules:crontab._orig_minute",
     ),
 }
 PART = re.compile(r"(?P<module>[\w.]+):(?P<names>[\w.]+)(?:\((?P<parameters>[\w, ]*)\))?")

@@ -153,8 +153,9 @@ class ProjectTask(RunningTask):
         if self.typing and (check := getattr(self, "__header__", None)):
             check(*args, **kwargs)
         serializer = options.get("serializer") or self.serializer
-        if self._dump_pydantic_arguments and serializer != "pickle":
-            args, kwargs = self._dump_pydantic_arguments(args, kwargs)
+        # What Celery does to the arguments of a task that takes models of pydantic.
+        if (dump := getattr(self, "_dump_pydantic_arguments", None)) and serializer != "pickle":
+            args, kwargs = dump(args, kwargs)
         content_type, encoding, data = dumps((args, kwargs), serializer)
         args, kwargs = loads(data, content_type, encoding, accept=[content_type])
         # A connection is only lent, and seconds count from now.
