@@ -65,7 +65,7 @@ def test_a_bad_answer_is_refused_at_the_prompt_and_can_be_mended(template_repo, 
         terminal.shows(r"Python package called\?")
         # Ctrl-U clears what is offered.
         os.write(terminal.window, b"\x15email\r")
-        terminal.shows("email is a module in Python")
+        terminal.shows("email is a module")
         os.write(terminal.window, b"\x15mailer\r")
         assert terminal.exit_code() == 0, terminal.text
     assert (tmp_path / "acme/mailer/settings.py").exists()
