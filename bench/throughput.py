@@ -38,8 +38,8 @@ INTRODUCTION = """# Throughput
 
 Made by `uv run python -m bench throughput` on Redis: medians of {rounds} round(s), in which bare Celery (the project of
 "First steps with Django") and our project take turns. Bare Celery keeps results in Redis, as in "First steps". Ours
-keeps none unless a task asks for it. *without* is bare Celery without results, so the second ratio shows what safety costs.
-Memory is the proportional set size of the worker and its children.
+keeps none unless a task asks for it. *without* is bare Celery without results, so the second ratio shows what safety
+costs. Memory is the proportional set size of the worker and its children.
 
 {pools}
 
