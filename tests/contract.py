@@ -383,7 +383,7 @@ YES_OR_NO = [("yes", True), ("true", True), ("1", True), ("off", False), ("No", 
 NO_LINES = ["", "   ", "two\nlines", "a\ttab", "x" * 301, "bell\x07", "\u2028"]
 NO_ADDRESSES = ["nobody", "a@b@c", "a b@c.example", 'a"@b.example', "a@b.example\n"]
 BAD_SLUGS = [
-    ("class", "a keyword"),
+    ("class", "a Python keyword"),
     ("email", "standard library"),
     ("tomllib", "standard library"),
     ("celery", "may install"),
