@@ -27,35 +27,36 @@ RESULTS = Path(__file__).with_name("faults.md")
 AT_A_TIME = 5
 INTRODUCTION = """# Faults
 
-Made by `uv run python -m bench faults`: 200 tasks of 0.05 to 0.15 seconds, four slots, and a fault; a program that ends
-is started again, as containers are. Bare is the project of Celery's "First steps with Django", with Redis or RPC for
-results. So that nobody waits for an hour, our project runs with a visibility timeout of 8 seconds where workers die or
-lose their broker, and with time limits of 20 and 18 where tasks are too long; bare Celery with its own, which are an
-hour and half an hour. Where a row names its visibility timeout, both have that.
+Made by `uv run python -m bench faults`: each row is 200 tasks of 0.05 to 0.15 seconds, four slots, and one fault. A
+program that exits is restarted, as containers are. "bare" is the project of Celery's "First steps with Django", with
+Redis or RPC for results. So that no run takes an hour, our project has a visibility timeout of 8 seconds where workers
+die or lose their broker, and time limits of 20 and 18 seconds where tasks take too long. Bare Celery keeps its own
+timeouts, which are one hour and half an hour. Where a row names a visibility timeout, both projects have that one.
 
 - *refused*: the sender got an error.
-- *failed*: kept as a failed task, which the admin shows and can send again.
-- *lost*: neither done nor failed, and no longer with the broker.
-- *stuck*: not done when nothing had happened for a minute, but the broker has it still.
-- *run twice*: done more than once; a task comes back whose end could not be told to the broker.
-- *seconds*: from the fault until the last task was done; without a fault that takes {quiet}.
+- *failed*: the task is kept as a failed task, which the admin shows and can send again.
+- *lost*: the task is neither done nor failed, and the broker no longer has it.
+- *stuck*: the task was not done after a minute in which nothing happened, but the broker still has it.
+- *run twice*: the task ran more than once. Its end could not be acknowledged, so the broker delivered it again.
+- *seconds*: the time from the fault until the last task was done. Without a fault, this is {quiet}.
 
-Rounds: {rounds}. Where there are several, two figures are the least and the greatest.
+Rounds: {rounds}. With several rounds, a pair of figures gives the lowest and the highest.
 
 {rows}
 
 ## With the settings of others
 
-The bare project with what two templates add to it:
+This is the bare project with the settings that two templates add:
 [cookiecutter-django](https://github.com/cookiecutter/cookiecutter-django) at e531089 and
-[cookiecutter-rt-django](https://github.com/reef-technologies/cookiecutter-rt-django) at 005319f. Only their settings
-for Celery are tried here, not their projects. Those of django-keel are bare Celery's.
+[cookiecutter-rt-django](https://github.com/reef-technologies/cookiecutter-rt-django) at 005319f. We tried
+only their settings for Celery here, not their projects. django-keel has the same settings as bare Celery.
 
 {rivals}
 
 ## What each part is there for
 
-Our project without one of its settings, which is taken out or set as Celery has it, or without a line of its celery.py.
+This is our project without one of its settings, which is removed or set to Celery's default, or without one line of its
+celery.py.
 
 {removed}
 """

@@ -22,10 +22,10 @@ from tests.test_mutants import EQUIVALENT, first_breach, mutants
 
 REPEAT = 5
 COPIER_ROWS = {
-    "copy": "CPU seconds of `copier copy`, without jobs",
+    "copy": "CPU seconds of `copier copy`, without the background-task example",
     "toggle": "CPU seconds of `copier update` that switches Celery off",
 }
-FIRST_TASK_ROW = "wall seconds from nothing to a finished task, all packages in uv's cache"
+FIRST_TASK_ROW = "wall seconds from nothing to a finished task, with all packages in uv's cache"
 RESULTS = Path(__file__).with_name("results.md")
 
 
@@ -139,16 +139,19 @@ def sizes() -> list[tuple[str, str]]:
         if path != template.ANSWERS_FILE
     }
     return [
-        ("conditions in files of the template", f"{sum(counts.values())}, at most {counts[worst]} in a file ({worst})"),
+        ("conditions in the template's files", f"{sum(counts.values())}, at most {counts[worst]} in a file ({worst})"),
         ("valid sets of answers", f"{len(template.valid_answers())}"),
         ("distinct projects", f"{len(template.distinct_answers())}"),
-        ("distinct files over all of them", f"{len(outputs)}"),
+        ("distinct files in all of them", f"{len(outputs)}"),
         (
             "mutants of conditions",
-            f"{len(mutants())}: {len(survivors)} survive the tests, {len(EQUIVALENT)} make no difference",
+            f"{len(mutants())}: {len(survivors)} survive the tests, {len(EQUIVALENT)} change nothing",
         ),
-        ("files of a project that Enter alone makes; without jobs; without Celery", counts_of(enter_alone, on, off)),
-        ("lines of its settings.py", "; ".join(map(str, settings))),
+        (
+            "files in a project with all defaults; without the background-task example; without Celery",
+            counts_of(enter_alone, on, off),
+        ),
+        ("lines in its settings.py", "; ".join(map(str, settings))),
     ]
 
 
@@ -164,7 +167,7 @@ def main() -> None:
         copied, finished = first_task(Path(folder))
         rows = sizes()
     for name, (ours, empty) in costs.items():
-        figure = f"{ours:.2f}, {ours / empty:.2f} times as much as a template of as many empty files"
+        figure = f"{ours:.2f}, {ours / empty:.2f} times as much as a template with as many empty files"
         rows.append((COPIER_ROWS[name], figure))
     rows.append((FIRST_TASK_ROW, f"{finished:.0f}, of which `copier copy` {copied:.0f}"))
     rows.append(("Copier", version("copier")))

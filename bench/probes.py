@@ -51,7 +51,7 @@ def main() -> None:
                 time.sleep(10)
                 costs = {name: [cost(probe, variables) for _ in range(ROUNDS)] for name, probe in probes.items()}
         os.chdir("/")
-    lines = ["# Probes", "", f"Made by `uv run python -m bench probes`: medians of {ROUNDS}.", ""]
+    lines = ["# Probes", "", f"Made by `uv run python -m bench probes`: medians of {ROUNDS} runs.", ""]
     lines += ["| probe | CPU seconds |", "| --- | --- |"]
     lines += [f"| {name} | {median(seconds):.3f} |" for name, seconds in costs.items()]
     text = "\n".join(lines) + "\n"

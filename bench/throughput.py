@@ -36,10 +36,10 @@ WORKERS = (1, 2, 4)
 SUBJECTS = ("bare", "without", "ours")
 INTRODUCTION = """# Throughput
 
-Made by `uv run python -m bench throughput` on Redis: medians of {rounds} round(s) in which bare Celery, the project of
-"First steps with Django", and ours take turns. Bare keeps results in Redis, as there, and ours keeps none unless a task
-asks for it; *without* is bare Celery that keeps none either, so the second ratio is what safety costs. Memory is the
-proportional set size of the worker and its children.
+Made by `uv run python -m bench throughput` on Redis: medians of {rounds} round(s), in which bare Celery (the project of
+"First steps with Django") and our project take turns. Bare Celery keeps results in Redis, as in "First steps". Ours
+keeps none unless a task asks for it. *without* is bare Celery without results, so the second ratio shows what safety
+costs. Memory is the proportional set size of the worker and its children.
 
 {pools}
 
@@ -49,7 +49,7 @@ proportional set size of the worker and its children.
 
 ## More workers
 
-Ours, prefork with two children each, on a machine with {cores} cores.
+Our project, with two prefork children per worker, on a machine with {cores} cores.
 
 {workers}
 """

@@ -8,10 +8,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/reference/questions.md"
 HEAD = """# Questions
 
-Made from `copier.yml` by `uv run docs/generate.py`. Give an answer on the command line with `--data NAME=VALUE`.
+Made from `copier.yml` by `uv run docs/generate.py`. To give an answer on the command line, use `--data NAME=VALUE`.
 
-| question | answers | default | |
-| --- | --- | --- | --- |
+| group | question | answers | default | |
+| --- | --- | --- | --- | --- |
 """
 
 
@@ -19,11 +19,16 @@ def page() -> str:
     """Return the text of the page: a row for each question that Copier can ask."""
     questions = yaml.safe_load((ROOT / "copier.yml").read_text())
     rows = [
-        f"| `{name}` | {answers(question)} | {default(question)} | {question['help']} |"
+        f"| {group(question)} | `{name}` | {answers(question)} | {default(question)} | {question['help']} |"
         for name, question in questions.items()
         if not name.startswith("_") and question.get("when") is not False
     ]
     return HEAD + "\n".join(rows) + "\n"
+
+
+def group(question: dict) -> str:
+    """Return the name of the group of a question, which Copier shows in front of it."""
+    return question["qmark"].removesuffix(" ·")
 
 
 def answers(question: dict) -> str:

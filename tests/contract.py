@@ -384,23 +384,23 @@ YES_OR_NO = [("yes", True), ("true", True), ("1", True), ("off", False), ("No", 
 NO_LINES = ["", "   ", "two\nlines", "a\ttab", "x" * 301, "bell\x07", "\u2028"]
 NO_ADDRESSES = ["nobody", "a@b@c", "a b@c.example", 'a"@b.example', "a@b.example\n"]
 BAD_SLUGS = [
-    ("class", "a keyword"),
+    ("class", "a Python keyword"),
     ("email", "standard library"),
     ("tomllib", "standard library"),
     ("celery", "may install"),
     ("django", "may install"),
-    ("apps", "uses itself"),
-    ("tests", "uses itself"),
-    ("2fast", "no package name"),
-    ("my-project", "no package name"),
-    ("My_Project", "no package name"),
-    ("überfein", "no package name"),
-    ("a b", "no package name"),
-    ("acme\n", "no package name"),
-    ("class\n", "no package name"),
-    ("../up", "no package name"),
-    ("", "no package name"),
-    ("x" * 51, "no package name"),
+    ("apps", "itself uses"),
+    ("tests", "itself uses"),
+    ("2fast", "not a valid package name"),
+    ("my-project", "not a valid package name"),
+    ("My_Project", "not a valid package name"),
+    ("überfein", "not a valid package name"),
+    ("a b", "not a valid package name"),
+    ("acme\n", "not a valid package name"),
+    ("class\n", "not a valid package name"),
+    ("../up", "not a valid package name"),
+    ("", "not a valid package name"),
+    ("x" * 51, "not a valid package name"),
 ]
 # The package name offered for a project's name.
 OFFERED_SLUGS = [
@@ -442,7 +442,7 @@ def validation_breaches(renderer: Renderer) -> Iterator[str]:
             if refused(name, text):
                 yield f"{name} refuses {text!r}"
     for address in NO_ADDRESSES:
-        if "is no e-mail address" not in refused("author_email", address):
+        if "is not an e-mail address" not in refused("author_email", address):
             yield f"author_email takes {address!r}"
     if refused("author_email", "a.b+c@d.example"):
         yield "author_email refuses an address"
@@ -491,20 +491,26 @@ MESSAGES = [
     message("uv run manage.py dev", uv),
     message("python3 -m venv .venv", pip),
     message("python manage.py dev", pip),
-    message("Celery is required by ", forced),
-    message("Celery, ", both(has_celery, lambda answers: flower(answers) or asgi(answers) or containers(answers))),
-    message("AI chat, Celery", lambda answers: answers["use_ai_chat"]),
-    message("ASGI", asgi),
-    message("Docker for everything", containers),
-    message(
-        "nothing but Django",
-        lambda answers: (
-            not (has_celery(answers) or asgi(answers) or containers(answers) or answers["subscriptions"] != "none")
-        ),
-    ),
-    message("Celery is required by ", forced, after="update"),
-    # Something always is: either the chat, or the half of it that the kind of server does not need.
-    message("Not in the project", always, after="update"),
+    message("Features   none yet\n", not_(either(jobs, subscriptions, chat))),
+    message("Features   background-task example", jobs),
+    message("Features   subscriptions", both(subscriptions, not_(jobs))),
+    message("AI chat\n    Celery", chat),
+    message("Celery     on, with Redis in production", redis),
+    message("Celery     on, with RabbitMQ in production", rabbitmq),
+    message("in production and with Flower\n", flower),
+    message("Celery     off\n", not_(has_celery)),
+    message("Server     uvicorn (ASGI)\n", asgi),
+    message("Server     gunicorn (WSGI)\n", not_(asgi)),
+    message("Packages   installed by uv\n", uv),
+    message("Packages   installed by pip\n", pip),
+    message("Docker     the application and its services\n", containers),
+    message("Docker     the services\n", both(services, not_(containers))),
+    message("Docker     not used\n", not_(services)),
+    message("Celery is on because of ", forced),
+    message(", even though use_celery is false.", both(forced, lambda answers: not answers["use_celery"])),
+    message("Celery is on because of ", forced, after="update"),
+    # There always are some: either the chat, or the half of it that the kind of server does not need.
+    message("These answers leave out the following files", always, after="update"),
     message("apps/tasks", not_(has_celery), after="update"),
     message("acme/celery.py", not_(has_celery), after="update"),
     message("flowerconfig.py", not_(flower), after="update"),
@@ -526,12 +532,12 @@ MESSAGES = [
     message("apps/subscriptions/tasks.py", both(standard, not_(has_celery)), after="update"),
     message("subscriptions_*", not_(subscriptions), after="update"),
     message(
-        "The tables of a feature",
+        "its tables stay in the database",
         not_(both(has_celery, jobs, chat, subscriptions)),
         after="update",
     ),
     message(
-        "a user whom one of their rows names cannot be deleted",
+        "the database refuses to delete a user",
         not_(both(has_celery, jobs, chat, subscriptions)),
         after="update",
     ),

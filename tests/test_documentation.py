@@ -46,15 +46,6 @@ def page_of(source: Path) -> Path:
     return (place.parent if place.name == "index" else place) / "index.html"
 
 
-def test_the_first_command_of_the_readme_comes_before_line_fifteen():
-    assert any(line.startswith("$ ") for line in (ROOT / "README.md").read_text().splitlines()[:14])
-
-
-def test_ci_runs_the_test_command_of_the_readme():
-    [command] = re.findall(r"^\$ (uv run pytest.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert (ROOT / ".ci/run").read_text().splitlines()[-1] == command
-
-
 def test_every_decision_says_what_why_and_at_what_cost():
     for path in sorted(ROOT.glob("docs/decisions/*.md")):
         for part in ("**Decision.**", "**Why.**", "**Cost.**"):
@@ -62,22 +53,6 @@ def test_every_decision_says_what_why_and_at_what_cost():
 
 
 # Names and numbers ----------------------------------------------------------
-
-
-def test_the_readme_says_how_many_sets_of_answers_there_are():
-    assert f" all {len(template.valid_answers()):,} sets of answers " in (ROOT / "README.md").read_text()
-
-
-def test_the_readme_says_what_the_table_of_faults_says():
-    rows = re.findall(r"^\|.*\| (bare|ours) \|(.*)\|$", (ROOT / "bench/faults.md").read_text(), re.MULTILINE)
-    # After "refused" and "failed" come "lost" and "stuck", each as "3" or "2 to 5".
-    missing = {name: [] for name in ("bare", "ours")}
-    for name, figures in rows:
-        missing[name].append(sum(int(cell.split()[-1]) for cell in figures.split("|")[2:4]))
-    claim = "we lose none, it loses or holds some in every second row"
-    assert claim in " ".join((ROOT / "README.md").read_text().split())
-    assert missing["ours"] and not any(missing["ours"])
-    assert sum(map(bool, missing["bare"])) * 2 >= len(missing["bare"])
 
 
 def test_every_part_of_the_bench_that_a_page_names_exists_and_every_one_is_named():
@@ -155,7 +130,7 @@ def without_release(project: Path) -> template.Tree:
 
 @pytest.mark.run
 def test_the_commands_on_the_pages_make_a_project_by_enter_alone_and_switch_celery_off(clone, tmp_path):
-    [copy], _ = console("README.md")
+    [copy, _], _ = console("README.md")
     with Terminal(clone, ("bash", "-c", copy), environment(COLUMNS="200")) as terminal:
         # What forces Celery is on, so nobody is asked about it.
         asked = contract.expected_questions(template.DEFAULTS | {"use_background_tasks": True})
@@ -175,6 +150,12 @@ def test_the_commands_on_the_pages_make_a_project_by_enter_alone_and_switch_cele
     fresh = template.copy(clone, tmp_path / "fresh", **off, **template.OFF)
     assert not (project / "apps/tasks").exists()
     assert without_release(project) == without_release(fresh)
+
+
+def test_the_readme_starts_a_project_as_the_tutorial_does():
+    [_, start], _ = console("README.md")
+    [_, *steps], *_ = console("docs/tutorial/first-project.md")
+    assert start == " && ".join(steps).replace("acme", "my-project")
 
 
 @pytest.mark.run

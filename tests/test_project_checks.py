@@ -359,7 +359,7 @@ def test_flower_refuses_credentials_that_no_browser_can_send(on):
     name, *arguments = PROGRAMS["flower"]
     printed = run(project, programs / name, *arguments, status=1, DEBUG="1", FLOWER_BASIC_AUTH="user:password,secret")
     assert (
-        printed == "FLOWER_BASIC_AUTH is set, but must be user:password; of several, each, with commas between them.\n"
+        printed == "FLOWER_BASIC_AUTH must be user:password, or several of these with commas between them.\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""The two tasks of the SCHEDULED_TASKS example; replace them with yours, or put yours into an app's `tasks.py`."""
+"""The two example tasks in SCHEDULED_TASKS. Replace them with your own, or write yours in the `tasks.py` of an app."""
 
 import logging
 
@@ -15,5 +15,5 @@ def say_good_morning() -> None:
 
 @shared_task(ignore_result=False)
 def add(x: float, y: float) -> float:
-    """Return the sum of two numbers, and keep it: the home page reads it."""
+    """Return the sum of two numbers. The result is kept because the home page reads it."""
     return x + y

@@ -198,7 +198,7 @@ class Stage:
             for service in self.services:
                 service.keep_up()
             if time.monotonic() > deadline:
-                raise Stalled(self.outcome(f"in vain waited for: {what}"), self.story())
+                raise Stalled(self.outcome(f"waited in vain for: {what}"), self.story())
             time.sleep(0.1)
 
     def until_done(self, count: int) -> None:
