@@ -17,7 +17,7 @@ class TasksConfig(AppConfig):
 
     def ready(self) -> None:
         """Register the checks, tasks and signals of modules that nothing else needs to import."""
-        from . import checks, outbox  # noqa: F401
+        from . import checks, outbox, queue_checks, unattended  # noqa: F401
 
     def switched_on(self) -> list[str]:
         """Return what the home page lists: Celery with its broker, and the packages that add a command to Celery."""

@@ -211,12 +211,16 @@ def _message(identifier: str, message: str, hint: str, task: Task | None = None)
 @register("tasks")
 def check_tasks(**kwargs: object) -> list[CheckMessage]:
     """Look at the options of each task that differ from the settings."""
+    conf = Conf()
+    return [message for task in project_tasks() for message in _task_messages(task, conf)]
+
+
+def project_tasks() -> list[Task]:
+    """Return all tasks but those of Celery itself, by name."""
     # Not import_default_modules(), which runs the system checks.
     current_app.autodiscover_tasks(force=True)
     current_app.autodiscover_tasks([current_app.main], force=True)
-    conf = Conf()
-    tasks = [task for name, task in sorted(current_app.tasks.items()) if not name.startswith("celery.")]
-    return [message for task in tasks for message in _task_messages(task, conf)]
+    return [task for name, task in sorted(current_app.tasks.items()) if not name.startswith("celery.")]
 
 
 def _task_messages(task: Task, conf: Conf) -> Iterator[CheckMessage]:

@@ -34,6 +34,7 @@ from . import alive, clock
 from .broker import broker_failure
 from .crontab import ClockCrontab
 from .lease import WATCH_SECONDS, Lease
+from .unattended import Watch
 
 # The longest time without a look at a task: so soon a clock that was set is noticed.
 LOOK_SECONDS = 60.0
@@ -168,6 +169,7 @@ class LeaseScheduler(DatabaseScheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Prepare to stand by; with `lazy`, only to be described."""
         self.lease = Lease()
+        self._queues = Watch()
         self._sends = self._in_round = self._stopping = False
         self._standing_by_for: str | None = None
         self._silent: set[str] = set()
@@ -253,6 +255,7 @@ class LeaseScheduler(DatabaseScheduler):
         if not self._holds_lease():
             return WATCH_SECONDS
         self.sync()
+        self._queues.go_on()
         self._read()
         return self._send_due()
 
