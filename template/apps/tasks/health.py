@@ -8,7 +8,8 @@ from apps.web.health import Unhealthy, health_check
 
 from .broker import answer_limits, broker_answers
 from .lease import seconds_since_renewal
-from .unattended import REPLY_SECONDS, queue_state, unattended
+from .queues import queue_state
+from .unattended import REPLY_SECONDS, unattended
 
 # Longer than a beat needs to start again, or another one to take over.
 BEAT_SECONDS = 60.0

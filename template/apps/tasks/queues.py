@@ -1,4 +1,4 @@
-"""Which queues the project has, and how they are declared."""
+"""Which queues the project has, how they are declared, and what waits in them."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -7,6 +7,7 @@ from typing import Any
 from celery import current_app
 from celery.app.amqp import AMQP, Queues
 from kombu import Queue
+from kombu.transport import virtual
 
 from .broker import is_rabbitmq
 from .connection import Connection
@@ -59,3 +60,17 @@ def remedy(name: str) -> str:
         return f"{correct}; or add Queue({name!r}) to CELERY_TASK_QUEUES, and start a worker that takes from it."
     queues = ", ".join(f"Queue({each!r})" for each in [*known, name])
     return f"{correct}; or set CELERY_TASK_QUEUES to [{queues}], of kombu, and start a worker that takes from it."
+
+
+def queue_state(connection: Connection, name: str) -> tuple[int, int | None]:
+    """Return how many messages wait in a queue, and how many consumers it has: None on Redis, which does not know."""
+    # A channel for each, because RabbitMQ closes it when there is no such queue, as before the first worker.
+    channel = connection.channel()
+    if isinstance(channel, virtual.Channel):
+        # Where a project's keys have a prefix of their own, kombu finds no queue on Redis to declare.
+        return channel._size(name), None
+    try:
+        declared = channel.queue_declare(name, passive=True)
+    except connection.channel_errors:
+        return 0, 0
+    return declared.message_count, declared.consumer_count

@@ -5,7 +5,7 @@ about a queue only to those who know its name, so a name that the settings do no
 """
 
 import logging
-from collections.abc import Iterable, Set
+from collections.abc import Iterable
 from datetime import timedelta
 from functools import partial
 from threading import Thread
@@ -16,13 +16,12 @@ from celery import current_app
 from celery.signals import before_task_publish
 from django.db import connections, transaction
 from django.utils import timezone
-from kombu import Connection, Queue
-from kombu.transport import virtual
+from kombu import Queue
 
 from .broker import answer_limits
 from .coroutines import call_where_queries_may_run
 from .models import UnknownQueue
-from .queues import configured_queues, remedy
+from .queues import configured_queues, queue_state, remedy
 
 logger = logging.getLogger(__name__)
 
@@ -59,20 +58,6 @@ def _remember(name: str) -> None:
     _note_again[name] = monotonic() + NOTE_SECONDS
 
 
-def queue_state(connection: Connection, name: str) -> tuple[int, int | None]:
-    """Return how many messages wait in a queue, and how many consumers it has: None on Redis, which does not know."""
-    # A channel for each, because RabbitMQ closes it when there is no such queue, as before the first worker.
-    channel = connection.channel()
-    if isinstance(channel, virtual.Channel):
-        # Where a project's keys have a prefix of their own, kombu finds no queue on Redis to declare.
-        return channel._size(name), None
-    try:
-        declared = channel.queue_declare(name, passive=True)
-    except connection.channel_errors:
-        return 0, 0
-    return declared.message_count, declared.consumer_count
-
-
 def unattended() -> dict[str, int]:
     """Return the queues that hold messages and that no worker takes from, with the number of messages in each.
 
@@ -86,7 +71,8 @@ def unattended() -> dict[str, int]:
         found = {name: messages for name, (messages, consumers) in states.items() if messages and not consumers}
         if any(states[name][1] is None for name in found):
             inspect = current_app.control.inspect(timeout=REPLY_SECONDS, connection=connection)
-            taken = {queue["name"] for queues in (inspect.active_queues() or {}).values() for queue in queues}
+            answers = (inspect.active_queues() or {}).values()
+            taken = {queue["name"] for queues in answers if isinstance(queues, list) for queue in queues}
             found = {name: messages for name, messages in found.items() if name not in taken}
     return found
 
@@ -96,8 +82,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._next_look = monotonic() + LOOK_SECONDS
-        self._seen: Set[str] = set()
-        self._told: Set[str] = set()
+        self._seen = self._told = frozenset[str]()
 
     def go_on(self) -> None:
         """Look if it is time, in a thread: beat does not wait for workers."""
@@ -122,4 +107,4 @@ class Watch:
             logger.error("No worker takes from the queue %s (%d waiting). %s", name, found[name], remedy(name))
         for name in sorted(self._told - lasting):
             logger.info("The queue %s is empty, or a worker takes from it.", name)
-        self._seen, self._told = set(found), lasting
+        self._seen, self._told = frozenset(found), frozenset(lasting)
