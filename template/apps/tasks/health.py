@@ -37,11 +37,9 @@ def each_queue_has_a_worker() -> None:
     """Look for messages that no worker takes, also in queues that the settings do not have."""
     if current_app.conf.task_always_eager:
         return
-    try:
-        found = unattended()
-    except OperationalError as error:
-        raise Unhealthy("cannot be looked at without the broker") from error
-    if found:
+    if not broker_answers():
+        raise Unhealthy("cannot be looked at without the broker")
+    if found := unattended():
         raise Unhealthy("no worker takes from " + ", ".join(f"{name} ({found[name]} waiting)" for name in found))
 
 

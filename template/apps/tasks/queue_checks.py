@@ -18,7 +18,7 @@ def check_queues(**kwargs: object) -> list[CheckMessage]:
     """Warn of names that CELERY_TASK_QUEUES does not have: Celery makes such a queue, and no worker takes from it."""
     known = configured_queues()
     return [
-        Warning(f"{place} names the queue {name!r}, which the settings do not have.", hint=remedy(name), id="tasks.W040")
+        Warning(f"{place} names the queue {name}, which the settings do not have.", hint=remedy(name), id="tasks.W040")
         for place, name in dict.fromkeys(_named_queues(project_tasks()))
         if name not in known
     ]

@@ -6,6 +6,7 @@ pytest.importorskip("celery")
 
 from celery import Task, current_app
 from django.core.checks import Error, Warning, run_checks
+from kombu import Queue
 
 from apps.tasks import checks
 from apps.tasks.broker import broker_options
@@ -136,6 +137,79 @@ def test_the_options_of_each_task_are_looked_at(options, expected):
         assert all(message.obj == "tests.checks.task" for message in messages.values())
     finally:
         current_app.tasks.unregister("tests.checks.task")
+
+
+# Queues ---------------------------------------------------------------------
+
+EMIALS = {"queue": "emials"}
+
+
+def test_queues_of_the_settings_may_be_named_everywhere(settings, monkeypatch):
+    monkeypatch.setitem(current_app.conf, "task_queues", [Queue("celery"), Queue("reports")])
+    monkeypatch.setitem(current_app.conf, "task_routes", {"acme.*": {"queue": "reports"}, "other": "celery"})
+    settings.SCHEDULED_TASKS = {"greet": {"task": "greet", "schedule": 60, "queue": "reports"}, "wrong": None}
+    assert found() == {}
+
+
+@pytest.mark.parametrize(
+    "routes",
+    [
+        {"some.task": EMIALS},
+        {"some.*": "emials"},
+        [{"some.task": {"queue": "celery"}}, [("other.task", {"queue": Queue("emials")})]],
+        lambda name, args, kwargs, options, task=None, **more: EMIALS,
+    ],
+    ids=["task", "pattern", "list", "function"],
+)
+def test_a_route_to_a_queue_of_another_name_is_found(monkeypatch, routes):
+    monkeypatch.setitem(current_app.conf, "task_routes", routes)
+    # Celery reads the routes once.
+    monkeypatch.setattr(current_app.amqp, "_rtable", None)
+    assert told() == ["CELERY_TASK_ROUTES names the queue emials, which the settings do not have."]
+
+
+def test_a_route_that_needs_the_arguments_is_left_alone(monkeypatch):
+    monkeypatch.setitem(current_app.conf, "task_routes", lambda name, args, *rest, **more: args[0])
+    monkeypatch.setattr(current_app.amqp, "_rtable", None)
+    assert told() == []
+
+
+def test_a_task_with_a_queue_of_another_name_is_found():
+    @current_app.task(name="tests.checks.task", lazy=False, shared=False, queue="emials")
+    def task(): ...
+
+    try:
+        assert told() == ["The task tests.checks.task names the queue emials, which the settings do not have."]
+    finally:
+        current_app.tasks.unregister("tests.checks.task")
+
+
+def test_an_entry_with_a_queue_of_another_name_is_found(settings):
+    settings.SCHEDULED_TASKS = {"greet": {"task": "greet", "schedule": 60, "queue": "emials"}}
+    assert told() == ["SCHEDULED_TASKS['greet'] names the queue emials, which the settings do not have."]
+
+
+def test_a_default_queue_without_a_worker_is_found(monkeypatch):
+    monkeypatch.setitem(current_app.conf, "task_queues", {"reports": {}})
+    assert told() == ["CELERY_TASK_DEFAULT_QUEUE names the queue celery, which the settings do not have."]
+
+
+@pytest.mark.parametrize(
+    ("queues", "remedy"),
+    [
+        (None, "Correct the name; or set CELERY_TASK_QUEUES to [Queue('celery'), Queue('emials')], of kombu, and"),
+        ([Queue("celery"), Queue("emails")], "Correct the name to emails; or add Queue('emials') to CELERY_TASK"),
+    ],
+)
+def test_the_remedy_is_told(settings, monkeypatch, queues, remedy):
+    monkeypatch.setitem(current_app.conf, "task_queues", queues)
+    settings.SCHEDULED_TASKS = {"greet": {"task": "greet", "schedule": 60, "queue": "emials"}}
+    assert found()["tasks.W040"].hint.startswith(remedy)
+
+
+def told():
+    """What the checks find, in their words."""
+    return [message.msg for message in run_checks(tags=["tasks"])]
 
 
 # The cache ------------------------------------------------------------------
