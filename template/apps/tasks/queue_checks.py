@@ -26,14 +26,14 @@ def check_queues(**kwargs: object) -> list[CheckMessage]:
 
 def _named_queues(tasks: list[Task]) -> Iterator[tuple[str, str]]:
     """Yield each place that names a queue, and the name."""
-    entries = getattr(settings, "SCHEDULED_TASKS", {})
+    entries = getattr(settings, "SCHEDULED_TASKS", None)
     # What is no entry is for `bootstrap_celery_tasks` to refuse.
-    entries = {name: entry for name, entry in dict(entries).items() if isinstance(entry, Mapping)}
+    entries = entries.items() if isinstance(entries, Mapping) else ()
     named: list[tuple[str, Any]] = [
         ("CELERY_TASK_DEFAULT_QUEUE", current_app.conf.task_default_queue),
         *(("CELERY_TASK_ROUTES", target) for target in _route_targets(tasks)),
         *((f"The task {task.name}", getattr(task, "queue", None)) for task in tasks),
-        *((f"SCHEDULED_TASKS[{name!r}]", entry.get("queue")) for name, entry in entries.items()),
+        *((f"SCHEDULED_TASKS[{name!r}]", entry.get("queue")) for name, entry in entries if isinstance(entry, Mapping)),
     ]
     for place, queue in named:
         queue = queue.get("queue") if isinstance(queue, Mapping) else queue

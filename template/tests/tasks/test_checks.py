@@ -147,7 +147,7 @@ EMIALS = {"queue": "emials"}
 def test_queues_of_the_settings_may_be_named_everywhere(settings, monkeypatch):
     monkeypatch.setitem(current_app.conf, "task_queues", [Queue("celery"), Queue("reports")])
     monkeypatch.setitem(current_app.conf, "task_routes", {"acme.*": {"queue": "reports"}, "other": "celery"})
-    settings.SCHEDULED_TASKS = {"greet": {"task": "greet", "schedule": 60, "queue": "reports"}, "wrong": None}
+    settings.SCHEDULED_TASKS = {"greet": {"task": "greet", "schedule": 60, "queue": "reports"}}
     assert found() == {}
 
 
@@ -171,6 +171,12 @@ def test_a_route_to_a_queue_of_another_name_is_found(monkeypatch, routes):
 def test_a_route_that_needs_the_arguments_is_left_alone(monkeypatch):
     monkeypatch.setitem(current_app.conf, "task_routes", lambda name, args, *rest, **more: args[0])
     monkeypatch.setattr(current_app.amqp, "_rtable", None)
+    assert told() == []
+
+
+@pytest.mark.parametrize("entries", [["greet"], {"greet": None}, {"greet": {"queue": 1}}])
+def test_what_is_no_entry_is_left_to_the_command(settings, entries):
+    settings.SCHEDULED_TASKS = entries
     assert told() == []
 
 
