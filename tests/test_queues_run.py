@@ -31,13 +31,13 @@ def hold(folder):
 def leave(folder):
     Path(folder, "left").open("a").write("x")
 """
-# More tasks than the worker has places, and some that no worker takes.
+# Some tasks that no worker takes, and more than the other worker has places. No queue gets those of another one.
 SEND = f"""
 import sys, django
 import acme.trials
 django.setup()
-[acme.trials.hold.delay(sys.argv[1]) for _ in range({PLACES + 2})]
 [acme.trials.leave.apply_async((sys.argv[1],), queue=queue) for queue in ("emials", "emials", "reports")]
+[acme.trials.hold.delay(sys.argv[1]) for _ in range({PLACES + 2})]
 """
 ASK_HEALTH = """
 import acme.celery, django
