@@ -1,4 +1,4 @@
-"""Messages that no worker takes are named, on both brokers; the sender may have ended, and nobody else know the queue."""
+"""Messages that no worker takes are named on both brokers, though their sender has ended and nobody else knows them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -83,6 +83,7 @@ class Watch:
     def __init__(self) -> None:
         self._next_look = monotonic() + LOOK_SECONDS
         self._seen = self._told = frozenset[str]()
+        self._failed = False
 
     def go_on(self) -> None:
         """Look if it is time, in a thread: beat does not wait for workers."""
@@ -95,8 +96,11 @@ class Watch:
             found = unattended()
             self.report(found)
             UnknownQueue.objects.filter(sent_at__lt=timezone.now() - REMEMBERED).exclude(name__in=found).delete()
+            self._failed = False
         except Exception as error:
-            logger.warning("The queues could not be looked at: %r", error)
+            if not self._failed:
+                logger.warning("The queues could not be looked at: %r", error)
+            self._failed = True
         finally:
             connections.close_all()
 
