@@ -105,7 +105,7 @@ def test_with_another_release_of_celery_a_worker_runs_and_says_what_does_not_fit
     with redis_server(tmp_path) as (_, url):
         variables = {"CELERY_BROKER_URL": url, "DEBUG": "1"}
         run(project, python, "manage.py", "migrate", **variables)
-        assert "tasks.W040" in run(project, python, "manage.py", "check", **variables)
+        assert "tasks.W041" in run(project, python, "manage.py", "check", **variables)
         command = (programs / "celery", "-A", "acme", "worker", "-l", "info")
         with started(project, tmp_path / "worker.log", *command, **variables) as program:
             program.says(r"does not fit Celery 5\.6\.3(.|\n)* ready\.")

@@ -165,13 +165,15 @@ def prove_that_outages_are_told(project: Path, site: Site, broker: Program, pass
     def health() -> tuple[int, dict[str, str]]:
         status, text = Browser(site.web).get("/health/")
         results = json.loads(text)
-        assert set(results) == {"beat", "broker", "cache", "database", "workers"}
+        assert set(results) == {"beat", "broker", "cache", "database", "queues", "workers"}
         return status, {name: result for name, result in results.items() if not re.match(expected, result)}
 
     expected = "ok(, |$)"
 
     prove_that_it_comes_within(PROBE_SECONDS, health, (200, {}))
     site.programs["worker"].stop()
+    # What beat sends, or had sent.
+    expected += "|no worker takes from celery "
     if "beat" not in site.programs:
         # The worker was beat as well, which the page tells a minute later.
         expected += "|no beat has renewed its lease"
@@ -179,7 +181,11 @@ def prove_that_outages_are_told(project: Path, site: Site, broker: Program, pass
     # Celery tries for ever to ask the workers, which Flower waits for at its end.
     site.programs["flower"].stop()
     broker.stop()
-    away = {"broker": "does not answer", "workers": "cannot be asked without the broker"}
+    away = {
+        "broker": "does not answer",
+        "queues": "cannot be looked at without the broker",
+        "workers": "cannot be asked without the broker",
+    }
     prove_that_it_comes_within(PROBE_SECONDS, health, (503, away))
 
     browser = Browser(site.web)

@@ -13,8 +13,8 @@ class TasksConfig(AppConfig):
     verbose_name = "Background tasks"
 
     def ready(self) -> None:
-        """Register the tasks and signals of the outbox, which nothing else needs to import."""
-        from .sending import outbox  # noqa: F401
+        """Register the tasks and signals of modules that nothing else needs to import."""
+        from .sending import outbox, unattended  # noqa: F401
 
     def switched_on(self) -> list[str]:
         """Return what the home page lists: Celery with its broker, and the packages that add a command to Celery."""

@@ -76,6 +76,16 @@ class ReturnedTask(models.Model):
         return self.task_id
 
 
+class UnknownQueue(models.Model):
+    """A queue that a task was sent to and that the settings do not have."""
+
+    name = models.CharField(max_length=255, primary_key=True)
+    sent_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class OutgoingTask(models.Model):
     """A task that is written down, because the broker did not take it, its time is far, or it must not be lost.
 

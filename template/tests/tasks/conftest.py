@@ -6,8 +6,11 @@ import pytest
 
 pytest.importorskip("celery")
 
-from celery import current_app
+from celery import Celery, current_app
 from kombu.exceptions import OperationalError
+from kombu.transport import memory
+
+from apps.tasks.sending import unattended
 
 
 @pytest.fixture
@@ -31,3 +34,19 @@ def broker(monkeypatch):
 def ten_minutes(monkeypatch):
     """Let the broker deliver a message again after ten minutes."""
     monkeypatch.setitem(current_app.conf.broker_transport_options, "visibility_timeout", 600)
+
+
+@pytest.fixture
+def app_in_memory(monkeypatch):
+    """Make an app with an empty broker inside this process the current one, and return it."""
+    monkeypatch.setenv("CELERY_BROKER_URL", "memory://")
+    project = current_app._get_current_object()
+    app = Celery(project.main, set_as_current=True)
+    # The default of a second between two looks would be longer than the health check waits.
+    app.conf.broker_transport_options = {"polling_interval": 0.05}
+    # What other apps have sent.
+    monkeypatch.setattr(unattended, "_note_again", {})
+    memory.Channel.queues.clear()
+    memory.Transport.global_state.clear()
+    yield app
+    project.set_current()

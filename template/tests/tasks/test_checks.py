@@ -6,9 +6,10 @@ pytest.importorskip("celery")
 
 from celery import Task, current_app
 from django.core.checks import Error, Warning, run_checks
+from kombu import Queue
 
 from apps.tasks.broker.options import broker_options
-from apps.tasks.console import checks
+from apps.tasks.console.rules import RULES
 
 REDIS, RABBITMQ = "redis://127.0.0.1:6379/0", "amqp://guest:guest@127.0.0.1:5672//"
 
@@ -99,8 +100,8 @@ def test_durable_tasks_are_not_sent_again_too_soon(settings):
 
 
 def test_every_rule_names_a_remedy_and_has_a_number_of_its_own():
-    assert all(rule.hint.endswith(".") for rule in checks.RULES)
-    assert len({rule.id for rule in checks.RULES}) == len(checks.RULES)
+    assert all(rule.hint.endswith(".") for rule in RULES)
+    assert len({rule.id for rule in RULES}) == len(RULES)
 
 
 def test_what_certainly_loses_tasks_is_an_error(monkeypatch):
@@ -136,6 +137,85 @@ def test_the_options_of_each_task_are_looked_at(options, expected):
         assert all(message.obj == "tests.checks.task" for message in messages.values())
     finally:
         current_app.tasks.unregister("tests.checks.task")
+
+
+# Queues ---------------------------------------------------------------------
+
+EMIALS = {"queue": "emials"}
+
+
+def test_queues_of_the_settings_may_be_named_everywhere(settings, monkeypatch):
+    monkeypatch.setitem(current_app.conf, "task_queues", [Queue("celery"), Queue("reports")])
+    monkeypatch.setitem(current_app.conf, "task_routes", {"acme.*": {"queue": "reports"}, "other": "celery"})
+    settings.SCHEDULED_TASKS = {"greet": {"task": "greet", "schedule": 60, "queue": "reports"}}
+    assert found() == {}
+
+
+@pytest.mark.parametrize(
+    "routes",
+    [
+        {"some.task": EMIALS},
+        {"some.*": "emials"},
+        [{"some.task": {"queue": "celery"}}, [("other.task", {"queue": Queue("emials")})]],
+        lambda name, args, kwargs, options, task=None, **more: EMIALS,
+    ],
+    ids=["task", "pattern", "list", "function"],
+)
+def test_a_route_to_a_queue_of_another_name_is_found(monkeypatch, routes):
+    monkeypatch.setitem(current_app.conf, "task_routes", routes)
+    # Celery reads the routes once.
+    monkeypatch.setattr(current_app.amqp, "_rtable", None)
+    assert told() == ["CELERY_TASK_ROUTES names the queue emials, which the settings do not have."]
+
+
+def test_a_route_that_needs_the_arguments_is_left_alone(monkeypatch):
+    monkeypatch.setitem(current_app.conf, "task_routes", lambda name, args, *rest, **more: args[0])
+    monkeypatch.setattr(current_app.amqp, "_rtable", None)
+    assert told() == []
+
+
+@pytest.mark.parametrize("entries", [["greet"], {"greet": None}, {"greet": {"queue": 1}}])
+def test_what_is_no_entry_is_left_to_the_command(settings, entries):
+    settings.SCHEDULED_TASKS = entries
+    assert told() == []
+
+
+def test_a_task_with_a_queue_of_another_name_is_found():
+    @current_app.task(name="tests.checks.task", lazy=False, shared=False, queue="emials")
+    def task(): ...
+
+    try:
+        assert told() == ["The task tests.checks.task names the queue emials, which the settings do not have."]
+    finally:
+        current_app.tasks.unregister("tests.checks.task")
+
+
+def test_an_entry_with_a_queue_of_another_name_is_found(settings):
+    settings.SCHEDULED_TASKS = {"greet": {"task": "greet", "schedule": 60, "queue": "emials"}}
+    assert told() == ["SCHEDULED_TASKS['greet'] names the queue emials, which the settings do not have."]
+
+
+def test_a_default_queue_without_a_worker_is_found(monkeypatch):
+    monkeypatch.setitem(current_app.conf, "task_queues", {"reports": {}})
+    assert told() == ["CELERY_TASK_DEFAULT_QUEUE names the queue celery, which the settings do not have."]
+
+
+@pytest.mark.parametrize(
+    ("queues", "remedy"),
+    [
+        (None, "Correct the name; or set CELERY_TASK_QUEUES to [Queue('celery'), Queue('emials')], of kombu, and"),
+        ([Queue("celery"), Queue("emails")], "Correct the name to emails; or add Queue('emials') to CELERY_TASK"),
+    ],
+)
+def test_the_remedy_is_told(settings, monkeypatch, queues, remedy):
+    monkeypatch.setitem(current_app.conf, "task_queues", queues)
+    settings.SCHEDULED_TASKS = {"greet": {"task": "greet", "schedule": 60, "queue": "emials"}}
+    assert found()["tasks.W040"].hint.startswith(remedy)
+
+
+def told():
+    """What the checks find, in their words."""
+    return [message.msg for message in run_checks(tags=["tasks"])]
 
 
 # The cache ------------------------------------------------------------------

@@ -1,10 +1,10 @@
-"""The health page knows about the broker and the workers."""
+"""The health page knows about the broker, the queues and the workers."""
 
 import pytest
 
 pytest.importorskip("celery")
 
-from celery import Celery, current_app
+from celery import current_app
 from celery.beat import BeatPidbox, Service
 from celery.contrib.testing.worker import start_worker
 
@@ -21,20 +21,8 @@ def nobody_listens(monkeypatch):
     monkeypatch.setenv("CELERY_BROKER_URL", "amqp://user:secret@127.0.0.1:1//")
 
 
-@pytest.fixture
-def app_in_memory(monkeypatch):
-    """Make an app with a broker inside this process the current one, and return it."""
-    monkeypatch.setenv("CELERY_BROKER_URL", "memory://")
-    project = current_app._get_current_object()
-    app = Celery(project.main, set_as_current=True)
-    # The default of a second between two looks would be longer than the health check waits.
-    app.conf.broker_transport_options = {"polling_interval": 0.05}
-    yield app
-    project.set_current()
-
-
-def test_both_are_on_the_page():
-    assert {"broker", "workers"} <= set(checks)
+def test_they_are_on_the_page():
+    assert {"broker", "queues", "workers"} <= set(checks)
 
 
 def test_a_broker_that_is_away_is_reported(nobody_listens):
@@ -78,7 +66,24 @@ def test_one_worker_is_enough(app_in_memory, monkeypatch):
         health.a_worker_replies()
 
 
-def test_tasks_that_run_at_once_need_neither(nobody_listens, monkeypatch):
+@pytest.mark.django_db
+def test_queues_cannot_be_looked_at_without_the_broker(nobody_listens):
+    with pytest.raises(Unhealthy, match="without the broker"):
+        health.each_queue_has_a_worker()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_queues_that_no_worker_takes_from_are_reported(app_in_memory, monkeypatch):
+    health.each_queue_has_a_worker()
+    for queue in ("celery", "emials", "emials"):
+        app_in_memory.send_task("some.task", queue=queue)
+    monkeypatch.setattr("apps.tasks.sending.unattended.REPLY_SECONDS", 0.1)
+    with pytest.raises(Unhealthy, match=r"no worker takes from celery \(1 waiting\), emials \(2 waiting\)"):
+        health.each_queue_has_a_worker()
+
+
+def test_tasks_that_run_at_once_need_none_of_them(nobody_listens, monkeypatch):
     monkeypatch.setitem(current_app.conf, "task_always_eager", True)
     health.broker_accepts_connections()
+    health.each_queue_has_a_worker()
     health.a_worker_replies()

@@ -1,4 +1,4 @@
-"""On RabbitMQ every queue that stays is a quorum queue."""
+"""On RabbitMQ every queue that stays is a quorum queue, and gets no message of another one."""
 
 import pytest
 
@@ -38,6 +38,15 @@ def test_a_queue_may_be_of_another_type():
 
 def test_a_queue_that_goes_with_its_worker_is_none():
     assert not queues("amqp://", task_queues=[Queue("own", auto_delete=True)])["own"].queue_arguments
+
+
+def test_each_queue_has_a_key_of_its_own():
+    found = queues("amqp://", task_queues=[Queue("celery"), Queue("reports"), Queue("own", routing_key="mine")])
+    assert {name: queue.routing_key for name, queue in found.items()} == {
+        "celery": "celery",
+        "reports": "reports",
+        "own": "mine",
+    }
 
 
 def test_redis_knows_no_types():

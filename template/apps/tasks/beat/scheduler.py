@@ -1,16 +1,4 @@
-"""Beat with a lease: any number may run, one sends.
-
-What can be counted on, beyond django-celery-beat's own scheduler:
-
-- One beat sends, the others stand by. When it ends, another goes on within two seconds; when it is killed, hangs or
-  loses the database, after BEAT_LEASE_SECONDS and a second. Old and new beats of a deploy send each due task once.
-- While the broker is away a due task stays due, and is sent when the broker is back. While the database is away
-  nothing is sent, because it could not be written down.
-- A task that cannot be sent, or a row that cannot be read, holds up no other task.
-- Beat writes the columns of a run and leaves the rest of the row to those who edit it.
-- A clock that is set forward or back makes no task run in a burst, and none wait for longer than its interval.
-- Summer time begins and ends as `ClockCrontab` says, and USE_TZ may be off.
-"""
+"""Beat with a lease: any number may run, one sends."""
 
 import math
 import signal
@@ -27,6 +15,7 @@ from django_celery_beat.models import PeriodicTask
 from django_celery_beat.schedulers import DatabaseScheduler
 
 from apps.tasks.broker.options import broker_failure
+from apps.tasks.sending.unattended import Watch
 from apps.tasks.worker import alive
 from apps.web import clock
 
@@ -45,13 +34,14 @@ logger = get_logger(__name__)
 
 
 class LeaseScheduler(DatabaseScheduler):
-    """The scheduler of CELERY_BEAT_SCHEDULER; what it promises stands at the head of this module."""
+    """The scheduler of CELERY_BEAT_SCHEDULER; what it promises stands at the head of this package."""
 
     Entry = Entry
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Prepare to stand by; with `lazy`, only to be described."""
         self.lease = Lease()
+        self._queues = Watch()
         self._sends = self._in_round = self._stopping = False
         self._standing_by_for: str | None = None
         self._silent: set[str] = set()
@@ -137,6 +127,7 @@ class LeaseScheduler(DatabaseScheduler):
         if not self._holds_lease():
             return WATCH_SECONDS
         self.sync()
+        self._queues.go_on()
         self._read()
         return self._send_due()
 

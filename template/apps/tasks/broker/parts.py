@@ -1,7 +1,7 @@
 """The inner parts of Celery and kombu that this folder builds on, and what happens when a release changes one.
 
-Celery promises nothing for them. So they are listed here, each under what needs it, with what takes its place where they
-do not fit: Celery's own, which keeps fewer promises but runs. With the tested releases nothing is looked at.
+Celery promises nothing for them. So they are listed here, each under what needs it, with what takes its place where
+they do not fit: Celery's own, which keeps fewer promises but runs. With the tested releases nothing is looked at.
 """
 
 import inspect
@@ -96,7 +96,7 @@ PARTS = {
         "celery.worker.state:should_terminate",
         "celery.worker.state:task_ready(request)",
     ),
-    "apps.tasks.console.health:queue_lengths": ("", "kombu.transport.virtual:Channel._size(queue)"),
+    "apps.tasks.broker.queues:queue_state": ("", "kombu.transport.virtual:Channel._size(queue)"),
     "apps.tasks.beat.scheduler:LeaseScheduler": (
         "django_celery_beat.schedulers:DatabaseScheduler",
         "celery.beat:Scheduler.apply_async(entry, producer, advance)",

@@ -1,7 +1,13 @@
-"""How queues are declared on RabbitMQ."""
+"""Which queues the project has, how they are declared, and what waits in them."""
 
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from celery import current_app
 from celery.app.amqp import AMQP, Queues
 from kombu import Queue
+from kombu.transport import virtual
 
 from .connection import Connection
 from .options import is_rabbitmq
@@ -21,6 +27,8 @@ class QuorumQueues(Queues):
         arguments = queue.queue_arguments or {}
         if "x-queue-type" not in arguments and queue.durable and not (queue.exclusive or queue.auto_delete):
             queue.queue_arguments = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT, **arguments}
+        # Celery gives one key to all that have none, and each of them would get a copy of every message.
+        queue.routing_key = queue.routing_key or name
         super().__setitem__(name, queue)
 
 
@@ -33,3 +41,36 @@ class ProjectAMQP(AMQP):
     def queues_cls(self) -> type[Queues]:
         """The class of the collection of queues."""
         return QuorumQueues if is_rabbitmq(self.app.conf.broker_url) else Queues
+
+
+def configured_queues() -> set[str]:
+    """Return the names of the queues in the settings: those of CELERY_TASK_QUEUES, or else the default one."""
+    queues: Any = current_app.conf.task_queues or [current_app.conf.task_default_queue]
+    return set(queues if isinstance(queues, Mapping) else (getattr(queue, "name", queue) for queue in queues))
+
+
+def remedy(name: str) -> str:
+    """Return in a sentence what to do about a queue from which no worker takes."""
+    known = configured_queues()
+    if name in known:
+        return f"Start a worker that takes from it: celery -A {current_app.main} worker -Q {name}."
+    close = get_close_matches(name, known, n=1)
+    correct = f"Correct the name to {close[0]}" if close else "Correct the name"
+    if current_app.conf.task_queues:
+        return f"{correct}; or add Queue({name!r}) to CELERY_TASK_QUEUES, and start a worker that takes from it."
+    queues = ", ".join(f"Queue({each!r})" for each in [*known, name])
+    return f"{correct}; or set CELERY_TASK_QUEUES to [{queues}], of kombu, and start a worker that takes from it."
+
+
+def queue_state(connection: Connection, name: str) -> tuple[int, int | None]:
+    """Return how many messages wait in a queue, and how many consumers it has: None on Redis, which does not know."""
+    # A channel for each, because RabbitMQ closes it when there is no such queue, as before the first worker.
+    channel = connection.channel()
+    if isinstance(channel, virtual.Channel):
+        # Where a project's keys have a prefix of their own, kombu finds no queue on Redis to declare.
+        return channel._size(name), None
+    try:
+        declared = channel.queue_declare(name, passive=True)
+    except connection.channel_errors:
+        return 0, 0
+    return declared.message_count, declared.consumer_count

@@ -14,7 +14,7 @@ class ConsoleConfig(AppConfig):
 
     def ready(self) -> None:
         """Register the checks."""
-        from . import checks  # noqa: F401
+        from . import checks, queue_checks  # noqa: F401
 
     def home_panel_context(self, request: HttpRequest) -> dict[str, Any] | None:
         """Return what the panel shows; None, and so no panel, for those who may not see it."""

@@ -2,15 +2,14 @@
 
 from celery import current_app
 from django_celery_beat.models import PeriodicTask
-from kombu import Connection
 from kombu.exceptions import OperationalError
-from kombu.transport import virtual
 
 from apps.tasks.beat.lease import seconds_since_renewal
 from apps.tasks.broker.options import answer_limits, broker_answers
+from apps.tasks.broker.queues import queue_state
+from apps.tasks.sending.unattended import REPLY_SECONDS, unattended
 from apps.web.health import Unhealthy, health_check
 
-REPLY_SECONDS = 1.5
 # Longer than a beat needs to start again, or another one to take over.
 BEAT_SECONDS = 60.0
 
@@ -29,19 +28,18 @@ def queue_lengths() -> dict[str, int]:
     """Return how many messages wait in each queue of the settings, whatever the broker."""
     limits = answer_limits(current_app.conf.broker_url, REPLY_SECONDS)
     with current_app.connection_for_read(connect_timeout=REPLY_SECONDS, transport_options=limits) as connection:
-        return {name: _queue_length(connection, name) for name in sorted(current_app.amqp.queues)}
+        return {name: queue_state(connection, name)[0] for name in sorted(current_app.amqp.queues)}
 
 
-def _queue_length(connection: Connection, name: str) -> int:
-    # A channel for each, because RabbitMQ closes it when there is no such queue, as before the first worker.
-    channel = connection.channel()
-    if isinstance(channel, virtual.Channel):
-        # Where a project's keys have a prefix of their own, kombu finds no queue on Redis to declare.
-        return channel._size(name)
-    try:
-        return channel.queue_declare(name, passive=True).message_count
-    except connection.channel_errors:
-        return 0
+@health_check("queues")
+def each_queue_has_a_worker() -> None:
+    """Look for messages that no worker takes, also in queues that the settings do not have."""
+    if current_app.conf.task_always_eager:
+        return
+    if not broker_answers():
+        raise Unhealthy("cannot be looked at without the broker")
+    if found := unattended():
+        raise Unhealthy("no worker takes from " + ", ".join(f"{name} ({found[name]} waiting)" for name in found))
 
 
 @health_check("workers")

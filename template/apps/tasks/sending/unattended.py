@@ -1,0 +1,115 @@
+"""Queues that hold messages and that no worker takes from: a name with a typo, or a worker that was never started.
+
+Celery makes a queue of every name that is sent to, so such a message is accepted, and waits for ever. RabbitMQ tells
+about a queue only to those who know its name, so a name that the settings do not have is written down when it is used.
+"""
+
+import logging
+from collections.abc import Iterable
+from datetime import timedelta
+from functools import partial
+from threading import Thread
+from time import monotonic
+from typing import Any
+
+from celery import current_app
+from celery.signals import before_task_publish
+from django.db import connections, transaction
+from django.utils import timezone
+from kombu import Queue
+
+from apps.tasks.broker.options import answer_limits
+from apps.tasks.broker.queues import configured_queues, queue_state, remedy
+from apps.tasks.models import UnknownQueue
+
+from .coroutines import call_where_queries_may_run
+
+logger = logging.getLogger(__name__)
+
+REPLY_SECONDS = 1.5
+# From one look of beat to the next. What two looks find is no worker that starts again.
+LOOK_SECONDS = 30.0
+# How often a process writes down the same name, and how long one is remembered that holds nothing.
+NOTE_SECONDS = 3600.0
+REMEMBERED = timedelta(days=7)
+
+_note_again: dict[str, float] = {}
+
+
+@before_task_publish.connect
+def note(declare: Iterable[object] | None = None, **kwargs: Any) -> None:
+    """Warn of a task that goes to a queue which the settings do not have, and remember the queue."""
+    names = {queue.name for queue in declare or () if isinstance(queue, Queue)}
+    for name in names - configured_queues():
+        if monotonic() < _note_again.get(name, 0.0):
+            continue
+        logger.warning("A task goes to the queue %s, which the settings do not have. %s", name, remedy(name))
+        try:
+            # In a transaction a query that fails would cost the caller all of it.
+            is_within = transaction.get_connection().in_atomic_block
+            call = partial(transaction.on_commit, robust=True) if is_within else call_where_queries_may_run
+            call(partial(_remember, name))
+        # The task is sent all the same.
+        except Exception as error:
+            logger.warning("The queue %s is not remembered: %r", name, error)
+
+
+def _remember(name: str) -> None:
+    UnknownQueue.objects.update_or_create(name=name, defaults={"sent_at": timezone.now()})
+    _note_again[name] = monotonic() + NOTE_SECONDS
+
+
+def unattended() -> dict[str, int]:
+    """Return the queues that hold messages and that no worker takes from, with the number of messages in each.
+
+    On Redis the workers are asked, so a busy one of the pool solo, which does not answer, counts as none. Raises an
+    error of the broker or of the database if one does not answer.
+    """
+    names = {*configured_queues(), *UnknownQueue.objects.values_list("name", flat=True)}
+    limits = answer_limits(current_app.conf.broker_url, REPLY_SECONDS)
+    with current_app.connection_for_read(connect_timeout=REPLY_SECONDS, transport_options=limits) as connection:
+        states = {name: queue_state(connection, name) for name in sorted(names)}
+        found = {name: messages for name, (messages, consumers) in states.items() if messages and not consumers}
+        if any(states[name][1] is None for name in found):
+            inspect = current_app.control.inspect(timeout=REPLY_SECONDS, connection=connection)
+            answers = (inspect.active_queues() or {}).values()
+            taken = {queue["name"] for queues in answers if isinstance(queues, list) for queue in queues}
+            found = {name: messages for name, messages in found.items() if name not in taken}
+    return found
+
+
+class Watch:
+    """The looks of the beat that sends, so that one process writes to the log, once when a queue is left alone."""
+
+    def __init__(self) -> None:
+        self._next_look = monotonic() + LOOK_SECONDS
+        self._seen = self._told = frozenset[str]()
+        self._failed = False
+
+    def go_on(self) -> None:
+        """Look if it is time, in a thread: beat does not wait for workers."""
+        if monotonic() >= self._next_look:
+            self._next_look = monotonic() + LOOK_SECONDS
+            Thread(target=self._look, daemon=True).start()
+
+    def _look(self) -> None:
+        try:
+            found = unattended()
+            self.report(found)
+            UnknownQueue.objects.filter(sent_at__lt=timezone.now() - REMEMBERED).exclude(name__in=found).delete()
+            self._failed = False
+        except Exception as error:
+            if not self._failed:
+                logger.warning("The queues could not be looked at: %r", error)
+            self._failed = True
+        finally:
+            connections.close_all()
+
+    def report(self, found: dict[str, int]) -> None:
+        """Log each queue that two looks in a row have found, and once more when that is over."""
+        lasting = found.keys() & self._seen
+        for name in sorted(lasting - self._told):
+            logger.error("No worker takes from the queue %s (%d waiting). %s", name, found[name], remedy(name))
+        for name in sorted(self._told - lasting):
+            logger.info("The queue %s is empty, or a worker takes from it.", name)
+        self._seen, self._told = frozenset(found), frozenset(lasting)
