@@ -358,9 +358,7 @@ def test_flower_refuses_credentials_that_no_browser_can_send(on):
     project, programs = on
     name, *arguments = PROGRAMS["flower"]
     printed = run(project, programs / name, *arguments, status=1, DEBUG="1", FLOWER_BASIC_AUTH="user:password,secret")
-    assert (
-        printed == "FLOWER_BASIC_AUTH must be user:password, or several of these with commas between them.\n"
-    )
+    assert printed == "FLOWER_BASIC_AUTH must be user:password, or several of these with commas between them.\n"
 
 
 # Production ------------------------------------------------------------------
