@@ -59,10 +59,9 @@ def broker_failure(timeout_seconds: float = 2.0) -> str | None:
         with current_app.connection_for_write(connect_timeout=timeout_seconds, transport_options=limits) as connection:
             # Not connection.connect(), which pauses and tries a second time.
             opened = connection.transport.establish_connection()
-            channel = connection.transport.create_channel(opened)
-            # Ours know how to; a broker that takes connections may take no tasks all the same.
-            if try_to_send := getattr(channel, "try_to_send", None):
-                try_to_send(current_app.conf.task_default_queue)
+            # Ours knows; whoever takes tasks from a server without memory may connect to it.
+            if full := getattr(connection.transport, "full", None):
+                raise full
             connection.transport.close_connection(opened)
     # Each transport has errors of its own, and all of them mean the same here.
     except Exception as error:

@@ -26,6 +26,7 @@ from celery.exceptions import (
 )
 from celery.utils.serialization import get_pickled_exception
 from celery.worker import state
+from celery.worker.consumer import Consumer
 from celery.worker.request import Request
 from django.conf import settings
 from django.db import DatabaseError, connections, transaction
@@ -36,7 +37,6 @@ from kombu.asynchronous import get_event_loop
 from kombu.utils import uuid
 
 from . import clock
-from .consumer import SteadyConsumer
 from .models import FailedTask, ReturnedTask
 from .outbox import forget
 from .replay import pack, publish
@@ -245,7 +245,7 @@ def count_return(task_id: str) -> None:
 # Messages that no task could be made of -------------------------------------
 
 
-class RecordingConsumer(SteadyConsumer):
+class RecordingConsumer(Consumer):
     """The part of the worker that takes messages. One that it cannot run leaves a row, too."""
 
     def on_unknown_message(self, body: Any, message: Message) -> None:

@@ -1,107 +1,88 @@
-"""Which rights tasks need on Redis and Valkey, and which of them a user lacks.
+"""Which rights tasks need on Redis and Valkey, and whether the server would take a task now.
 
-A command that is queued in a transaction is checked at once, for the right to it and for those on its keys, and when
-the transaction is discarded nothing has happened. So the server itself says what its user may do.
+A command that is queued in a transaction is judged at once: whether its user may run it on these keys, and whether the
+server takes it, which a replica or one without memory does not. The transaction is discarded, so nothing happens.
 """
 
 import re
 from collections.abc import Iterable
 from typing import Any
 
-from redis.exceptions import NoPermissionError, ResponseError
+from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
 
-# A command with the key or the channel that it is tried on.
-Command = tuple[str | int, ...]
-# What a list of rights calls the keys or the channel, and the commands that are used on them.
-Right = tuple[str, tuple[Command, ...]]
-
-# What Redis says where the command itself is forbidden, and not its keys or its channel.
-COMMAND = re.compile(r"to run the '([^']+)' command")
-
-
-def to_send(queue: str, bell: str) -> Right:
-    """Return the right to send tasks to a queue, by the names of its keys."""
-    return f"~{queue}*", (("LPUSH", queue, ""), ("LPUSH", bell, ""), ("LTRIM", bell, 0, 0), ("PEXPIRE", bell, 1))
+# What each kind of key or channel is used for, `*` being its name.
+QUEUE = "LPUSH * x, RPUSH * x, RPOP *, BRPOP * 1, LLEN *, EXISTS *, LTRIM * 0 0, PEXPIRE * 1, DEL *"
+RECORD = "WATCH *, HSET * x x, HGET * x, HDEL * x"
+INDEX = "ZADD * 0 x, ZREM * x, ZRANGE * 0 0"
+MUTEX = "SET * x, GET *, DEL *"
+BINDING = "SADD * x, SREM * x, SMEMBERS *, EXISTS *, DEL *, ZADD * 0 x, ZREM * x, ZRANGEBYSCORE * 0 0"
+TOPIC = "PUBLISH * x, PSUBSCRIBE *, PUNSUBSCRIBE *"
+NO_KEY = "PING, SELECT 0, TIME, UNWATCH, EVAL x 0, EVALSHA x 0, SCRIPT EXISTS x, SCRIPT LOAD x"
+# What the server says where the command is forbidden, and not its keys or its channel.
+FORBIDDEN = re.compile(r"to run the '([^']+)' command")
 
 
-def to_take(queue: str, bell: str) -> Right:
-    """Return the right to take tasks from a queue, and to give them back."""
-    return f"~{queue}*", (("RPOP", queue), ("BRPOP", bell, 1), ("RPUSH", queue, ""), ("LLEN", queue))
+def examine(channel: Any, queues: Iterable[str]) -> OutOfMemoryError | None:
+    """Ask the server whether tasks for these queues can be sent and taken; return its error if its memory is full.
 
-
-def to_keep_records(prefix: str) -> Right:
-    """Return the right to the records of what is not acknowledged."""
-    records, index, mutex = f"{prefix}unacked", f"{prefix}unacked_index", f"{prefix}unacked_mutex"
-    return f"~{prefix}unacked*", (
-        *(("WATCH", records), ("HSET", records, "", ""), ("HGET", records, ""), ("HDEL", records, "")),
-        *(("ZADD", index, 0, ""), ("ZREM", index, ""), ("ZRANGE", index, 0, 0)),
-        *(("SET", mutex, ""), ("GET", mutex), ("DEL", mutex)),
-    )
-
-
-def to_talk(prefix: str, database: int) -> list[Right]:
-    """Return the rights to ask workers, as `celery inspect` does, and to hear of one another."""
-    bindings, mailbox, events = f"{prefix}_kombu.binding", f"{prefix}a.celery.pidbox", f"{prefix}celeryev.a"
-    topic = f"{prefix}/{database}.celery.pidbox"
-    return [
-        (
-            f"~{prefix}_kombu.*",
-            (
-                *(("SADD", bindings, ""), ("SREM", bindings, ""), ("SMEMBERS", bindings), ("EXISTS", bindings)),
-                *(("ZADD", bindings, 0, ""), ("ZREM", bindings, ""), ("ZRANGEBYSCORE", bindings, 0, 0)),
-            ),
-        ),
-        (f"~{prefix}*.celery.pidbox*", (("LPUSH", mailbox, ""), ("BRPOP", mailbox, 1), ("DEL", mailbox))),
-        (f"~{prefix}celeryev*", (("LPUSH", events, ""), ("BRPOP", events, 1), ("DEL", events))),
-        (f"&{topic}", (("PUBLISH", topic, ""), ("PSUBSCRIBE", topic), ("PUNSUBSCRIBE", topic))),
-    ]
-
-
-def of_no_key(database: int) -> Right:
-    """Return the right to the commands that concern no key, or run a script."""
-    scripts = (("EVAL", "return 0", 0), ("EVALSHA", "", 0), ("SCRIPT|EXISTS", ""), ("SCRIPT|LOAD", "return 0"))
-    return "", (("PING",), ("SELECT", database), ("TIME",), ("UNWATCH",), ("EXEC",), ("DISCARD",), *scripts)
-
-
-def acl(rights: Iterable[Right]) -> list[str]:
-    """Return the rights as the words of ACL SETUSER."""
-    rights = list(rights)
-    commands = {f"+{str(command[0]).lower()}" for _, commands in rights for command in commands}
-    return [*dict.fromkeys(keys for keys, _ in rights if keys), "+multi", *sorted(commands)]
-
-
-def missing(connection: Any, rights: Iterable[Right]) -> list[str]:
-    """Let the server check the rights; return those that its user lacks, as words of ACL SETUSER.
-
-    Nothing is run. The connection, one of redis-py, is closed afterwards. Raises what it raises where the server is
-    away or takes nothing now.
+    Raises NoPermissionError with all that its user lacks, and what redis-py raises where the server takes nothing now.
     """
-    # Alone: if it were refused, the others would be run.
-    tried = [("", ("MULTI",))]
+    connection = channel.pool.get_connection()
+    lacking: dict[str, None] = {}
+    full = None
     try:
-        lacking = _refusals(connection, tried)
-        if not lacking:
-            tried = [(keys, command) for keys, commands in rights for command in commands if command != ("EXEC",)]
-            lacking = _refusals(connection, tried)
-    finally:
+        # Alone: where this is refused, the others would be run.
+        _send(connection, [("MULTI",)])
+        connection.read_response()
+        tried = _tried(channel, queues)
+        _send(connection, [command for _, command in tried])
+        for keys, _ in tried:
+            try:
+                connection.read_response()
+            except NoPermissionError as error:
+                found = FORBIDDEN.search(str(error))
+                lacking[f"+{found[1].lower()}" if found else keys] = None
+            except OutOfMemoryError as error:
+                full = error
+            except ResponseError as error:
+                # A transaction does not take WATCH, for example; but that is said after the rights were looked at.
+                if error.status_code != "ERR":
+                    raise
+        _send(connection, [("DISCARD",)])
+        connection.read_response()
+    except BaseException:
         connection.disconnect()
-    return list(dict.fromkeys(lacking))
+        raise
+    finally:
+        channel.pool.release(connection)
+    if lacking:
+        user = connection.username or "default"
+        raise NoPermissionError(
+            f"Redis does not let its user {user} do what tasks need. To allow it: ACL SETUSER {user} {' '.join(lacking)}"
+        )
+    return full
 
 
-def _refusals(connection: Any, tried: list[tuple[str, Command]]) -> list[str]:
-    commands = [(*str(name).split("|"), *arguments) for _, (name, *arguments) in tried]
+def _send(connection: Any, commands: Iterable[tuple[str, ...]]) -> None:
     connection.send_packed_command(connection.pack_commands(commands))
-    refusals = []
-    for keys, (name, *_) in tried:
-        try:
-            connection.read_response()
-        except NoPermissionError as error:
-            refusals.append(_word(str(error), keys, str(name)))
-        except ResponseError:
-            # A transaction does not take WATCH, for example; but that is said after the rights were checked.
-            pass
-    return refusals
 
 
-def _word(refusal: str, keys: str, name: str) -> str:
-    return f"+{name.lower()}" if COMMAND.search(refusal) or not keys else keys
+def _tried(channel: Any, queues: Iterable[str]) -> list[tuple[str, tuple[str, ...]]]:
+    """Return each command that is tried, after what ACL SETUSER calls its keys or its channel."""
+    prefix, topics = channel.global_keyprefix, channel.keyprefix_fanout
+    names = {f"~{prefix}{queue}*": QUEUE for queue in (*queues, "*.celery.pidbox", "celeryev.")}
+    names |= {
+        f"~{prefix}{channel.unacked_key}": RECORD,
+        f"~{prefix}{channel.unacked_index_key}": INDEX,
+        f"~{prefix}{channel.unacked_mutex_key}": MUTEX,
+        f"~{prefix}_kombu.binding*": BINDING,
+        f"&{prefix}{topics}celery.pidbox": TOPIC,
+        f"&{prefix}{topics}celeryev/*": TOPIC,
+        f"&{prefix}{topics}celeryev/worker.*": TOPIC,
+        "": NO_KEY,
+    }
+    return [
+        (keys, tuple(keys[1:] if word == "*" else word for word in command.split(" ")))
+        for keys, commands in names.items()
+        for command in commands.split(", ")
+    ]

@@ -6,13 +6,13 @@ senders also ring a bell, a list beside each queue, and idle workers wait for th
 rung because another program sent the message, delays it for a second at most. Queues and records are kombu's own:
 workers, senders and tools that use its transport go along with this one.
 
-A server that answers "not now", as one that has become a replica does, is treated like one that is away. What a worker
-could not tell its server about a task that has ended, it tells as soon as there is one again.
+A server that refuses what it is asked, as one does that has become a replica, is for everybody like one that is away:
+they connect anew, by its name, until one takes tasks. One without memory is asked on, because tasks that are taken give
+it some back.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
 from queue import Empty
 from time import monotonic, time
 from typing import Any
@@ -20,11 +20,9 @@ from typing import Any
 from celery import current_app
 from kombu.transport import redis, virtual
 from kombu.utils.json import dumps
-from redis.exceptions import NoPermissionError, ResponseError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
-from . import redis_rights
-from .errors import Refused
-from .redis_answers import AttentiveConnection, FullMemory, NotNow
+from .redis_rights import examine
 
 logger = logging.getLogger(__name__)
 
@@ -55,71 +53,39 @@ return false
 """
 
 
-# What no server has been told of the messages that this process has: True for "give it back", False for "it is done",
-# None while a task still runs whose connection was lost. A process takes tasks from one broker.
-untold: dict[str, bool | None] = {}
+# The tags of messages whose tasks have ended, which no server could be told yet.
+untold: set[str] = set()
 
 
 class QoS(redis.QoS):
     """Kombu's record of unacknowledged messages, which the script has written already for those that it took."""
 
-    def keep(self, delivery_tag: str) -> None:
-        """Do not give this message back when the channel closes, because its task runs on."""
-        if self._delivered.pop(delivery_tag, None) is not None:
-            untold[delivery_tag] = None
-
     def ack(self, delivery_tag: str) -> None:
         """Have the server forget a message; if it cannot be told now, later."""
-        self._tell(delivery_tag, give_back=False)
-
-    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Have the server forget a message, or give it to somebody else; if it cannot be told now, later."""
-        self._tell(delivery_tag, give_back=requeue)
-
-    def _tell(self, delivery_tag: str, give_back: bool) -> None:
-        untold[delivery_tag] = give_back
         try:
-            self._tell_server(delivery_tag, give_back)
+            self._remove_from_indices(delivery_tag).execute()
         except self.channel.connection_errors as error:
-            logger.warning("The broker will be told later that a task has ended: %s", error)
+            untold.add(delivery_tag)
+            logger.warning("The broker is told later that a task has ended: %s", error)
         # Its place is free, whatever the server knows.
         virtual.QoS.ack(self, delivery_tag)
 
-    def _tell_server(self, delivery_tag: str, give_back: bool) -> None:
-        with self.channel.conn_or_acquire() as client:
-            if give_back:
-                self.restore_by_tag(delivery_tag, client, leftmost=True)
-            else:
-                # No transaction: a server whose memory is full refuses that, although it makes room.
-                self._remove_from_indices(delivery_tag, client.pipeline(transaction=False)).execute()
-        untold.pop(delivery_tag, None)
-
-    def _catch_up(self) -> None:
-        ended = [(give_back, tag) for tag, give_back in tuple(untold.items()) if give_back is not None]
-        # What is done comes first: a full memory takes nothing back.
-        for give_back, tag in sorted(ended):
-            self._tell_server(tag, give_back)
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Have the server forget a message, or give it to somebody else; what cannot be given back now comes back."""
+        if not requeue:
+            self.ack(delivery_tag)
+            return
+        try:
+            super().reject(delivery_tag, requeue=True)
+        finally:
+            virtual.QoS.ack(self, delivery_tag)
 
     def restore_visible(self, *args: Any, **options: Any) -> None:
-        """Give back what is overdue, but first tell what has ended. A server that takes nothing now is asked again."""
-        try:
-            self._catch_up()
-            super().restore_visible(*args, **options)
-        except NotNow as error:
-            logger.debug("Nothing is given back now: %s", error)
-
-    def restore_all(self) -> None:
-        """Give back what this process has, whichever connection it came by."""
-        self._catch_up()
-        for tag in tuple(untold):
-            self._tell_server(tag, give_back=True)
-        self.restore_unacked()
-
-    def restore_unacked_once(self, stderr: Any = None) -> None:
-        """Tell what has ended, and give back the rest, because the channel closes."""
-        with suppress(*self.channel.connection_errors):
-            self._catch_up()
-        super().restore_unacked_once(stderr)
+        """Tell what has ended, and then give back what is overdue."""
+        for delivery_tag in tuple(untold):
+            self._remove_from_indices(delivery_tag).execute()
+            untold.discard(delivery_tag)
+        super().restore_visible(*args, **options)
 
     def append(self, message: virtual.Message, delivery_tag: str) -> None:
         """Remember a message that was delivered."""
@@ -138,88 +104,24 @@ class Channel(redis.Channel):
         self._unrecorded: set[str] = set()
         self._asked = "BRPOP"
         self._found_nothing = False
-        with self._explained():
-            super().__init__(*args, **kwargs)
+        super().__init__(*args, **kwargs)
 
-    @contextmanager
-    def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
-        """Yield a client; raise Refused with what is missing if its user may not do what is asked of it."""
-        with self._explained(), super().conn_or_acquire(client) as client:
-            yield client
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except NoPermissionError as error:
-            raise Refused(self._explanation(str(error))) from error
-
-    def _explanation(self, refusal: str) -> str:
-        words = ""
-        with suppress(*redis.Transport.connection_errors):
-            words = " ".join(redis_rights.missing(self.pool.get_connection(), self._all_rights()))
-        user = (self.connection and self.connection.client.userid) or "default"
-        remedy = f"ACL SETUSER {user} {words}" if words else "see its ACL"
-        return f"Redis does not let its user {user} do what tasks need ({refusal}). To allow it: {remedy}"
-
-    def _all_rights(self) -> list[redis_rights.Right]:
-        prefix, database = self.global_keyprefix, self.pool.connection_kwargs["db"]
-        names = [self._prefixed([queue, self._bell(queue)]) for queue in sorted(current_app.amqp.queues)]
-        return [
-            *(redis_rights.to_send(*keys) for keys in names),
-            *(redis_rights.to_take(*keys) for keys in names),
-            redis_rights.to_keep_records(prefix),
-            *redis_rights.to_talk(prefix, database),
-            redis_rights.of_no_key(database),
-        ]
-
-    def try_to_send(self, queue: str) -> None:
-        """Raise the error that a task for this queue would meet now, without sending one."""
-        rights = [redis_rights.to_send(*self._prefixed([queue, self._bell(queue)]))]
-        if words := redis_rights.missing(self.pool.get_connection(), rights):
-            raise Refused(self._explanation(" ".join(words)))
-
-    def try_to_write(self) -> None:
-        """Raise an error of the connection if the server takes no writes now. A full memory is none: we empty it."""
-        with suppress(ResponseError):
-            self.client.zrem(self.unacked_index_key, "")
-
-    # Kombu looks at queues, empties and deletes them in transactions, which a full memory refuses.
-
-    def _size(self, queue: str) -> int:
-        return sum(self._of_each_priority("llen", queue))
-
-    def _has_queue(self, queue: str, **kwargs: Any) -> bool:
-        return any(self._of_each_priority("exists", queue))
-
-    def _purge(self, queue: str) -> int:
-        size = self._size(queue)
-        self._of_each_priority("delete", queue)
-        return size
-
-    def _delete(self, queue: str, exchange: str, routing_key: str, pattern: str, *args: Any, **kwargs: Any) -> None:
-        self.auto_delete_queues.discard(queue)
-        binding = self.sep.join([routing_key or "", pattern or "", queue or ""])
-        with self.conn_or_acquire(kwargs.get("client")) as client:
-            for key in (self.keyprefix_queue, self.keyprefix_binding_permanent):
-                client.srem(key % exchange, binding)
-        self._of_each_priority("delete", queue)
-
-    def _of_each_priority(self, command: str, queue: str) -> list[int]:
-        with self.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
-            for priority in self.priority_steps:
-                getattr(pipe, command)(self._q_for_pri(queue, priority))
-            return pipe.execute()
+    def _create_client(self, asynchronous: bool = False) -> Any:
+        # No transactions where kombu needs none: a server without memory refuses even those that make room.
+        client = super()._create_client(asynchronous)
+        pipeline = client.pipeline
+        client.pipeline = lambda transaction=False, shard_hint=None: pipeline(transaction, shard_hint)
+        return client
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
-        """Write down that the queue gets what is sent to the exchange; a full memory need not know what lasts shortly.
+        """Write down that the queue gets what is sent to the exchange.
 
-        A worker that waited for the memory would not empty it.
+        A server without memory need not know what it knows, or what lasts shortly: a worker that waited for memory
+        would not take the tasks that fill it.
         """
         try:
             super()._queue_bind(exchange, routing_key, pattern, queue)
-        except FullMemory:
-            # Broadcasts need no record. That of a queue which expires is written again and again.
+        except OutOfMemoryError:
             is_needless = self.typeof(exchange).type == "fanout" or queue in self._expires
             if not is_needless and all(name != queue for *_, name in self.get_table(exchange)):
                 raise
@@ -250,7 +152,7 @@ class Channel(redis.Channel):
             for name, *arguments in commands:
                 _publish_batch.add(name, *arguments)
             return None
-        with self.conn_or_acquire() as client, client.pipeline() as pipe:
+        with self.conn_or_acquire() as client, client.pipeline(transaction=True) as pipe:
             for name, *arguments in commands:
                 getattr(pipe, name)(*arguments)
             pipe.execute()
@@ -288,15 +190,10 @@ class Channel(redis.Channel):
             raise Empty
         try:
             # The script answers as BRPOP does: with the queue and the message.
-            with self._explained():
-                return super()._brpop_read(**options)
+            return super()._brpop_read(**options)
         except Empty:
             self._found_nothing = True
             raise
-
-    def _receive(self) -> Any:
-        with self._explained():
-            return super()._receive()
 
     def _hear_bell(self, **options: Any) -> None:
         try:
@@ -312,35 +209,29 @@ class Channel(redis.Channel):
         # A task that ends after its connection was given up: kombu's AttributeError would end the worker.
         if not (self.connection and self.connection.client):
             raise ConnectionError("The connection to the broker was lost.")
-        params = super()._connparams(asynchronous)
-
-        class Connection(AttentiveConnection, params["connection_class"]):
-            pass
-
-        return params | {"connection_class": Connection}
+        return super()._connparams(asynchronous)
 
 
 class Transport(redis.Transport):
     """Kombu's transport with these channels."""
 
     Channel = Channel
-    # Said apart, so that a worker does not try again for ever to connect to a server that refuses it.
-    recoverable_connection_errors = redis.Transport.connection_errors
-    recoverable_channel_errors = redis.Transport.channel_errors
+    # A server that answers with an error takes no tasks now, or another one has taken its place.
+    connection_errors = (*redis.Transport.connection_errors, ResponseError)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._restored_at = 0.0
+        # The error of a server that had no memory when the connection was made.
+        self.full: OutOfMemoryError | None = None
 
     def establish_connection(self) -> Any:
-        """Connect; raise an error of the connection if the server is away, or takes no writes now."""
+        """Connect; raise an error of the connection if the server is away, takes nothing now, or forbids something."""
         connection = super().establish_connection()
-        channel = self._avail_channels[-1]
         try:
-            channel.try_to_write()
+            self.full = examine(self._avail_channels[-1], sorted(current_app.amqp.queues))
         except self.connection_errors:
-            self._avail_channels.remove(channel)
-            channel.close()
+            self._avail_channels.pop().close()
             raise
         return connection
 

@@ -75,4 +75,4 @@ def _send(number: signal.Signals, pids: list[int]) -> None:
 def _give_back(worker: WorkController) -> None:
     """Put what is not acknowledged back into its queue; RabbitMQ, whose channels keep no list, does so by itself."""
     if qos := getattr(worker.consumer.task_consumer.channel, "qos", None):
-        getattr(qos, "restore_all", qos.restore_unacked)()
+        qos.restore_unacked()

@@ -63,8 +63,8 @@ def _pool_problems(consumer: Consumer) -> tuple[list[str], list[str]]:
 
 def _redis_info(consumer: Consumer) -> dict[str, Any]:
     try:
-        # Not by `conn_or_acquire`, for which a missing right is the end.
-        return consumer.connection.default_channel._create_client().info()
+        with consumer.connection.default_channel.conn_or_acquire() as client:
+            return client.info()
     except consumer.channel_errors as error:
         logger.warning("The broker does not show its maxmemory-policy (%s); see that it is noeviction.", error)
         return {}

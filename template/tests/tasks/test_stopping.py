@@ -51,20 +51,20 @@ def test_when_its_time_is_over_it_gives_back_what_still_runs(worker, settings, m
     stopping.Patience(worker)
     worker_shutting_down.send(sender="worker", sig="SIGTERM", how=how, exitcode=0)
     assert slept == [7] * given_back
-    assert (("restore_all",) in happened(worker)) == given_back
+    assert (("restore_unacked",) in happened(worker)) == given_back
 
 
 def test_processes_do_nothing_more_before_others_get_their_tasks(worker):
     stopping.give_back_and_leave(worker)
     stopped = [("kill", 11, "SIGSTOP"), ("kill", 12, "SIGSTOP")]
-    assert happened(worker) == [*stopped, ("restore_all",), *KILLED]
+    assert happened(worker) == [*stopped, ("restore_unacked",), *KILLED]
     assert state.should_terminate
 
 
 def test_a_pool_without_processes_gives_back_as_well(worker):
     worker.pool = SimpleNamespace()
     stopping.give_back_and_leave(worker)
-    assert happened(worker) == [("restore_all",), ("exit", 0)]
+    assert happened(worker) == [("restore_unacked",), ("exit", 0)]
 
 
 def test_rabbitmq_gives_back_by_itself(worker):
@@ -74,6 +74,6 @@ def test_rabbitmq_gives_back_by_itself(worker):
 
 
 def test_it_ends_even_if_the_broker_is_away(worker, caplog):
-    worker.events.restore_all.side_effect = ConnectionError
+    worker.events.restore_unacked.side_effect = ConnectionError
     stopping.give_back_and_leave(worker)
     assert happened(worker)[-3:] == KILLED and "Not all could be given back" in caplog.text
