@@ -10,6 +10,8 @@ from typing import Any
 
 from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
 
+# What ACL SETUSER calls the keys or the channel of a command, and the words of the command.
+Command = tuple[str, tuple[str, ...]]
 # What each kind of key or channel is used for, `*` being its name.
 QUEUE = "LPUSH * x, RPUSH * x, RPOP *, BRPOP * 1, LLEN *, EXISTS *, LTRIM * 0 0, PEXPIRE * 1, DEL *"
 RECORD = "WATCH *, HSET * x x, HGET * x, HDEL * x"
@@ -28,47 +30,53 @@ def examine(channel: Any, queues: Iterable[str]) -> OutOfMemoryError | None:
     Raises NoPermissionError with all that its user lacks, and what redis-py raises where the server takes nothing now.
     """
     connection = channel.pool.get_connection()
-    lacking: dict[str, None] = {}
-    full = None
     try:
-        # Alone: where this is refused, the others would be run.
-        _send(connection, [("MULTI",)])
-        connection.read_response()
-        tried = _tried(channel, queues)
-        _send(connection, [command for _, command in tried])
-        for keys, _ in tried:
-            try:
-                connection.read_response()
-            except NoPermissionError as error:
-                found = FORBIDDEN.search(str(error))
-                lacking[f"+{found[1].lower()}" if found else keys] = None
-            except OutOfMemoryError as error:
-                full = error
-            except ResponseError as error:
-                # A transaction does not take WATCH, for example; but that is said after the rights were looked at.
-                if error.status_code != "ERR":
-                    raise
-        _send(connection, [("DISCARD",)])
-        connection.read_response()
+        # Alone: if it were refused, the others would be run.
+        lacking, full = _try(connection, [("", ("MULTI",))])
+        if not lacking:
+            lacking, full = _try(connection, [*_commands(channel, queues), ("", ("DISCARD",))])
     except BaseException:
         connection.disconnect()
         raise
     finally:
         channel.pool.release(connection)
     if lacking:
-        user = connection.username or "default"
-        raise NoPermissionError(
-            f"Redis does not let its user {user} do what tasks need. To allow it: ACL SETUSER {user} {' '.join(lacking)}"
-        )
+        raise refusal(connection.username, *lacking)
     return full
 
 
-def _send(connection: Any, commands: Iterable[tuple[str, ...]]) -> None:
-    connection.send_packed_command(connection.pack_commands(commands))
+def refusal(user: str | None, *rights: str) -> NoPermissionError:
+    """Return an error that says how to give the user these rights."""
+    user = user or "default"
+    told = f"Redis does not let its user {user} do what tasks need. To allow it: ACL SETUSER {user} {' '.join(rights)}"
+    return NoPermissionError(told)
 
 
-def _tried(channel: Any, queues: Iterable[str]) -> list[tuple[str, tuple[str, ...]]]:
-    """Return each command that is tried, after what ACL SETUSER calls its keys or its channel."""
+def lacking_right(error: NoPermissionError, keys: str) -> str:
+    """Return what ACL SETUSER calls the right that was missing: the command or, if not that, these keys."""
+    found = FORBIDDEN.search(str(error))
+    return f"+{found[1].lower()}" if found else keys
+
+
+def _try(connection: Any, commands: list[Command]) -> tuple[dict[str, None], OutOfMemoryError | None]:
+    """Send the commands; return the rights that are missing, and the error of a full memory."""
+    connection.send_packed_command(connection.pack_commands([words for _, words in commands]))
+    lacking, full = {}, None
+    for keys, _ in commands:
+        try:
+            connection.read_response()
+        except NoPermissionError as error:
+            lacking[lacking_right(error, keys)] = None
+        except OutOfMemoryError as error:
+            full = error
+        except ResponseError as error:
+            # A transaction does not take WATCH, for example; but that is said after the rights were looked at.
+            if error.status_code != "ERR":
+                raise
+    return lacking, full
+
+
+def _commands(channel: Any, queues: Iterable[str]) -> list[Command]:
     prefix, topics = channel.global_keyprefix, channel.keyprefix_fanout
     names = {f"~{prefix}{queue}*": QUEUE for queue in (*queues, "*.celery.pidbox", "celeryev.")}
     names |= {

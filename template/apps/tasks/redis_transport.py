@@ -20,9 +20,9 @@ from typing import Any
 from celery import current_app
 from kombu.transport import redis, virtual
 from kombu.utils.json import dumps
-from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
 
-from .redis_rights import examine
+from .redis_rights import examine, lacking_right, refusal
 
 logger = logging.getLogger(__name__)
 
@@ -227,7 +227,10 @@ class Transport(redis.Transport):
 
     def establish_connection(self) -> Any:
         """Connect; raise an error of the connection if the server is away, takes nothing now, or forbids something."""
-        connection = super().establish_connection()
+        try:
+            connection = super().establish_connection()
+        except NoPermissionError as error:
+            raise refusal(self.client.userid, lacking_right(error, "")) from None
         try:
             self.full = examine(self._avail_channels[-1], sorted(current_app.amqp.queues))
         except self.connection_errors:
