@@ -50,8 +50,11 @@ def broker_variable() -> str | None:
     return next((name for name in BROKER_VARIABLES if os.environ.get(name)), None)
 
 
-def broker_failure(timeout_seconds: float = 2.0) -> str | None:
-    """Try the broker of the settings once; return why tasks cannot be sent, or None if they can."""
+def broker_error(timeout_seconds: float = 2.0, everything: bool = False) -> Exception | None:
+    """Try the broker of the settings once; return the error that a task would meet, or None if it can be sent.
+
+    With `everything`, Redis is asked whether workers may do what they do, too.
+    """
     from celery import current_app
 
     limits = answer_limits(current_app.conf.broker_url, timeout_seconds)
@@ -59,19 +62,32 @@ def broker_failure(timeout_seconds: float = 2.0) -> str | None:
         with current_app.connection_for_write(connect_timeout=timeout_seconds, transport_options=limits) as connection:
             # Not connection.connect(), which pauses and tries a second time.
             opened = connection.transport.establish_connection()
-            # Ours knows; whoever takes tasks from a server without memory may connect to it.
-            if full := getattr(connection.transport, "full", None):
+            channel = connection.transport.create_channel(opened)
+            # Ours; whoever takes tasks from a server without memory may connect to it all the same.
+            if hasattr(channel, "examine") and (full := channel.examine(everything)):
                 raise full
             connection.transport.close_connection(opened)
     # Each transport has errors of its own, and all of them mean the same here.
     except Exception as error:
-        return str(error) or type(error).__name__
+        return error
     return None
 
 
-def broker_answers(timeout_seconds: float = 2.0) -> bool:
-    """Return whether the broker of the settings accepts a connection within the time."""
-    return broker_failure(timeout_seconds) is None
+def is_answer(error: Exception) -> bool:
+    """Return whether an error of the broker of the settings is an answer of a Redis that takes no tasks now."""
+    from celery import current_app
+
+    if not is_redis(current_app.conf.broker_url):
+        return False
+    from redis.exceptions import ResponseError
+
+    return isinstance(error, ResponseError) or bool(getattr(error, "status_code", None))
+
+
+def broker_failure(timeout_seconds: float = 2.0) -> str | None:
+    """Try the broker of the settings once; return why tasks cannot be sent, or None if they can."""
+    error = broker_error(timeout_seconds)
+    return error and (str(error) or type(error).__name__)
 
 
 # What Celery must know about a broker ---------------------------------------

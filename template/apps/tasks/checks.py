@@ -14,7 +14,7 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning, register
 
 from . import clock
-from .broker import is_rabbitmq, is_redis
+from .broker import SENDER_SECONDS, broker_error, is_rabbitmq, is_redis
 from .sending import ProjectTask
 
 # After so long RabbitMQ takes a message back that was not acknowledged, unless its `consumer_timeout` says otherwise.
@@ -237,6 +237,23 @@ def _task_messages(task: Task, conf: Conf) -> Iterator[CheckMessage]:
     if conf.conf.task_reject_on_worker_lost and task.acks_late and not task.reject_on_worker_lost:
         message = "Its reject_on_worker_lost is off: it is lost when its process dies."
         yield _message("W021", message, "Make it safe to repeat; or silence this check if it must not be.", task)
+
+
+# The broker -----------------------------------------------------------------
+
+
+@register("tasks")
+def check_rights(**kwargs: object) -> list[CheckMessage]:
+    """Ask Redis, if it answers, whether its user may do what tasks need."""
+    if current_app.conf.task_always_eager or not is_redis(current_app.conf.broker_url or ""):
+        return []
+    from redis.exceptions import NoPermissionError
+
+    error = broker_error(SENDER_SECONDS, everything=True)
+    if not isinstance(error, NoPermissionError):
+        return []
+    hint = "If workers have a user of their own who may, silence this check."
+    return [_message("W014", str(error), hint)]
 
 
 # The cache ------------------------------------------------------------------

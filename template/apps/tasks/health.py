@@ -8,7 +8,7 @@ from kombu.transport import virtual
 
 from apps.web.health import Unhealthy, health_check
 
-from .broker import answer_limits, broker_answers
+from .broker import answer_limits, broker_error, is_answer
 from .lease import seconds_since_renewal
 
 REPLY_SECONDS = 1.5
@@ -21,8 +21,9 @@ def broker_accepts_connections() -> str | None:
     """Connect to the broker, and return how many tasks wait there until a worker takes them."""
     if current_app.conf.task_always_eager:
         return None
-    if not broker_answers():
-        raise Unhealthy("does not answer")
+    if error := broker_error():
+        # An answer holds no secrets; what a driver says of an address may.
+        raise Unhealthy(f"takes no tasks: {error}" if is_answer(error) else "does not answer")
     return "waiting: " + ", ".join(f"{name} {length}" for name, length in queue_lengths().items())
 
 

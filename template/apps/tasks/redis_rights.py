@@ -12,34 +12,41 @@ from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
 
 # What ACL SETUSER calls the keys or the channel of a command, and the words of the command.
 Command = tuple[str, tuple[str, ...]]
-# What each kind of key or channel is used for, `*` being its name.
-QUEUE = "LPUSH * x, RPUSH * x, RPOP *, BRPOP * 1, LLEN *, EXISTS *, LTRIM * 0 0, PEXPIRE * 1, DEL *"
+# What those who send use each kind of key for, `*` being its name.
+QUEUE_OF_SENDER = "LPUSH * x, LLEN *, LTRIM * 0 0, PEXPIRE * 1"
+BINDING_OF_SENDER = "SADD * x, SMEMBERS *"
+# What all together use each kind of key or channel for.
+QUEUE = f"{QUEUE_OF_SENDER}, RPUSH * x, RPOP *, BRPOP * 1, EXISTS *, DEL *"
+BINDING = f"{BINDING_OF_SENDER}, SREM * x, EXISTS *, DEL *, ZADD * 0 x, ZREM * x, ZRANGEBYSCORE * 0 0"
 RECORD = "WATCH *, HSET * x x, HGET * x, HDEL * x"
 INDEX = "ZADD * 0 x, ZREM * x, ZRANGE * 0 0"
 MUTEX = "SET * x, GET *, DEL *"
-BINDING = "SADD * x, SREM * x, SMEMBERS *, EXISTS *, DEL *, ZADD * 0 x, ZREM * x, ZRANGEBYSCORE * 0 0"
 TOPIC = "PUBLISH * x, PSUBSCRIBE *, PUNSUBSCRIBE *"
 NO_KEY = "PING, SELECT 0, TIME, UNWATCH, EVAL x 0, EVALSHA x 0, SCRIPT EXISTS x, SCRIPT LOAD x"
 # What the server says where the command is forbidden, and not its keys or its channel.
 FORBIDDEN = re.compile(r"to run the '([^']+)' command")
 
 
-def examine(channel: Any, queues: Iterable[str]) -> OutOfMemoryError | None:
-    """Ask the server whether tasks for these queues can be sent and taken; return its error if its memory is full.
+def examine(channel: Any, queues: Iterable[str], everything: bool) -> OutOfMemoryError | None:
+    """Ask whether tasks for these queues can be sent or, with `everything`, whatever senders, workers and tools do.
 
-    Raises NoPermissionError with all that its user lacks, and what redis-py raises where the server takes nothing now.
+    Returns the error of a server whose memory is full. Raises NoPermissionError with all that its user lacks, and what
+    redis-py raises where the server takes nothing now.
     """
     connection = channel.pool.get_connection()
     try:
         # Alone: if it were refused, the others would be run.
         lacking, full = _try(connection, [("", ("MULTI",))])
         if not lacking:
-            lacking, full = _try(connection, [*_commands(channel, queues), ("", ("DISCARD",))])
+            lacking, full = _try(connection, [*_commands(channel, queues, everything), ("", ("DISCARD",))])
     except BaseException:
         connection.disconnect()
         raise
     finally:
         channel.pool.release(connection)
+    if lacking and not everything:
+        # Whoever has to grant rights wants to hear of all of them.
+        return examine(channel, queues, everything=True)
     if lacking:
         raise refusal(connection.username, *lacking)
     return full
@@ -76,19 +83,23 @@ def _try(connection: Any, commands: list[Command]) -> tuple[dict[str, None], Out
     return lacking, full
 
 
-def _commands(channel: Any, queues: Iterable[str]) -> list[Command]:
+def _commands(channel: Any, queues: Iterable[str], everything: bool) -> list[Command]:
     prefix, topics = channel.global_keyprefix, channel.keyprefix_fanout
-    names = {f"~{prefix}{queue}*": QUEUE for queue in (*queues, "*.celery.pidbox", "celeryev.")}
-    names |= {
-        f"~{prefix}{channel.unacked_key}": RECORD,
-        f"~{prefix}{channel.unacked_index_key}": INDEX,
-        f"~{prefix}{channel.unacked_mutex_key}": MUTEX,
-        f"~{prefix}_kombu.binding*": BINDING,
-        f"&{prefix}{topics}celery.pidbox": TOPIC,
-        f"&{prefix}{topics}celeryev/*": TOPIC,
-        f"&{prefix}{topics}celeryev/worker.*": TOPIC,
-        "": NO_KEY,
-    }
+    names = {f"~{prefix}{queue}*": QUEUE_OF_SENDER for queue in queues}
+    names[f"~{prefix}_kombu.binding*"] = BINDING_OF_SENDER
+    if everything:
+        names = {keys: QUEUE for keys in names} | {
+            f"~{prefix}*.celery.pidbox*": QUEUE,
+            f"~{prefix}celeryev.*": QUEUE,
+            f"~{prefix}{channel.unacked_key}": RECORD,
+            f"~{prefix}{channel.unacked_index_key}": INDEX,
+            f"~{prefix}{channel.unacked_mutex_key}": MUTEX,
+            f"~{prefix}_kombu.binding*": BINDING,
+            f"&{prefix}{topics}celery.pidbox": TOPIC,
+            f"&{prefix}{topics}celeryev/*": TOPIC,
+            f"&{prefix}{topics}celeryev/worker.*": TOPIC,
+            "": NO_KEY,
+        }
     return [
         (keys, tuple(keys[1:] if word == "*" else word for word in command.split(" ")))
         for keys, commands in names.items()

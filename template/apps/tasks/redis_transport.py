@@ -87,6 +87,13 @@ class QoS(redis.QoS):
             untold.discard(delivery_tag)
         super().restore_visible(*args, **options)
 
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        """Give back what this process has taken, because the channel closes; what cannot be now comes back later."""
+        try:
+            super().restore_unacked_once(stderr)
+        except self.channel.connection_errors as error:
+            logger.warning("The broker will deliver again what cannot be given back now: %s", error)
+
     def append(self, message: virtual.Message, delivery_tag: str) -> None:
         """Remember a message that was delivered."""
         if self.channel.taking:
@@ -113,6 +120,13 @@ class Channel(redis.Channel):
         client.pipeline = lambda transaction=False, shard_hint=None: pipeline(transaction, shard_hint)
         return client
 
+    def examine(self, everything: bool = False) -> OutOfMemoryError | None:
+        """Ask whether a task can be sent now or, with `everything`, taken as well.
+
+        Returns the error of a server whose memory is full, since that can be emptied; raises all others.
+        """
+        return examine(self, sorted(current_app.amqp.queues), everything)
+
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
         """Write down that the queue gets what is sent to the exchange.
 
@@ -124,6 +138,14 @@ class Channel(redis.Channel):
         except OutOfMemoryError:
             is_needless = self.typeof(exchange).type == "fanout" or queue in self._expires
             if not is_needless and all(name != queue for *_, name in self.get_table(exchange)):
+                raise
+
+    def _delete(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._delete(*args, **kwargs)
+        except self.connection_errors:
+            # Those that nobody needs any more, when the channel closes: an error would leave it half open.
+            if not self._closing:
                 raise
 
     @property
@@ -222,8 +244,6 @@ class Transport(redis.Transport):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._restored_at = 0.0
-        # The error of a server that had no memory when the connection was made.
-        self.full: OutOfMemoryError | None = None
 
     def establish_connection(self) -> Any:
         """Connect; raise an error of the connection if the server is away, takes nothing now, or forbids something."""
@@ -232,7 +252,7 @@ class Transport(redis.Transport):
         except NoPermissionError as error:
             raise refusal(self.client.userid, lacking_right(error, "")) from None
         try:
-            self.full = examine(self._avail_channels[-1], sorted(current_app.amqp.queues))
+            self._avail_channels[-1].examine()
         except self.connection_errors:
             self._avail_channels.pop().close()
             raise
