@@ -53,7 +53,7 @@ def broker_variable() -> str | None:
 def broker_error(timeout_seconds: float = 2.0, everything: bool = False) -> Exception | None:
     """Try the broker of the settings once; return the error that a task would meet, or None if it can be sent.
 
-    With `everything`, Redis is asked whether workers may do what they do, too.
+    With `everything` Redis is asked whether workers may do what they do, too.
     """
     from celery import current_app
 
@@ -63,7 +63,7 @@ def broker_error(timeout_seconds: float = 2.0, everything: bool = False) -> Exce
             # Not connection.connect(), which pauses and tries a second time.
             opened = connection.transport.establish_connection()
             channel = connection.transport.create_channel(opened)
-            # Ours; whoever takes tasks from a server without memory may connect to it all the same.
+            # Ours can be asked. Whoever takes tasks from a Redis without memory may connect to it all the same.
             if hasattr(channel, "examine") and (full := channel.examine(everything)):
                 raise full
             connection.transport.close_connection(opened)
@@ -74,14 +74,10 @@ def broker_error(timeout_seconds: float = 2.0, everything: bool = False) -> Exce
 
 
 def is_answer(error: Exception) -> bool:
-    """Return whether an error of the broker of the settings is an answer of a Redis that takes no tasks now."""
-    from celery import current_app
-
-    if not is_redis(current_app.conf.broker_url):
-        return False
-    from redis.exceptions import ResponseError
-
-    return isinstance(error, ResponseError) or bool(getattr(error, "status_code", None))
+    """Return whether an error is what a broker has answered that is there, and takes no tasks now."""
+    # By name, because one of the two drivers may not be installed.
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return not kinds.isdisjoint(("Blocked", "ResponseError")) or bool(getattr(error, "status_code", None))
 
 
 def broker_failure(timeout_seconds: float = 2.0) -> str | None:

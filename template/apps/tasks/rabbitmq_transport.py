@@ -2,10 +2,16 @@
 
 Py-amqp bounds this wait by an option of the socket, which does nothing under gevent: there a broker that froze for
 seconds left a greenlet waiting for good, and with it everybody who wanted to send after it.
+
+RabbitMQ with an alarm, of its memory or its disk, says so as soon as somebody sends, and reads nothing more. That is an
+error at once, too. What has been sent by then it may take when the alarm is over.
 """
 
-from typing import Any
+from contextlib import suppress
+from typing import Any, NoReturn
 
+from amqp import Message
+from amqp.exceptions import AccessRefused, Blocked
 from kombu.transport import pyamqp
 
 
@@ -18,11 +24,19 @@ class Channel(pyamqp.Channel):
         seconds = confirm_timeout or (self.connection and self.connection.transport.read_timeout)
         return super().basic_publish_confirm(*args, confirm_timeout=seconds, **kwargs)
 
+    def examine(self, everything: bool = False) -> None:
+        """Send what no queue gets; raise an error of the connection if RabbitMQ does not take it."""
+        with suppress(AccessRefused):
+            self.basic_publish_confirm(Message(), exchange="", routing_key="to.no.queue")
+
 
 class Connection(pyamqp.Connection):
     """A connection with these channels."""
 
     Channel = Channel
+
+    def _on_blocked(self) -> NoReturn:
+        raise Blocked("RabbitMQ takes nothing now, because its memory or its disk is full.")
 
 
 class Transport(pyamqp.Transport):
