@@ -27,7 +27,7 @@ def note(path):
 KILL = "CLIENT KILL TYPE normal"
 # How Redis comes to say so, by what a worker says then. One without memory lets it in.
 MOODS = {
-    "given up: .*read only replica": ["REPLICAOF 127.0.0.1 1"],
+    "Cannot connect to .*read only replica": ["REPLICAOF 127.0.0.1 1"],
     "Cannot connect to .*Link with MASTER is down": ["CONFIG SET replica-serve-stale-data no", "REPLICAOF 127.0.0.1 1"],
     "Cannot connect to .*NOREPLICAS": ["CONFIG SET min-replicas-to-write 1"],
     "Cannot connect to .*max number of clients reached": ["CONFIG SET maxclients 1", KILL],

@@ -13,6 +13,7 @@ it some back.
 
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from queue import Empty
 from time import monotonic, time
 from typing import Any
@@ -85,7 +86,9 @@ class QoS(redis.QoS):
         for delivery_tag in tuple(untold):
             self._remove_from_indices(delivery_tag).execute()
             untold.discard(delivery_tag)
-        super().restore_visible(*args, **options)
+        # A full memory takes nothing back. It is asked again soon.
+        with suppress(OutOfMemoryError):
+            super().restore_visible(*args, **options)
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
         """Give back what this process has taken, because the channel closes; what cannot be now comes back later."""

@@ -204,8 +204,10 @@ def test_whoever_connects_while_its_memory_is_full_empties_it(server):
     greet.delay()
     server.tell("CONFIG SET maxmemory 1")
     with current_app.connection_for_read() as connection:
-        take(connection)[0].ack()
-        current_app.control.mailbox(connection).get_queue("here")(connection.channel()).declare()
+        message, channel = take(connection)
+        message.ack()
+        channel.qos.restore_visible()
+        current_app.control.mailbox(connection).get_queue("here")(channel).declare()
     assert (waiting(server), server.client.hlen("unacked")) == (0, 0)
 
 
