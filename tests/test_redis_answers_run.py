@@ -31,7 +31,7 @@ MOODS = {
     "Cannot connect to .*Link with MASTER is down": ["CONFIG SET replica-serve-stale-data no", "REPLICAOF 127.0.0.1 1"],
     "Cannot connect to .*NOREPLICAS": ["CONFIG SET min-replicas-to-write 1"],
     "Cannot connect to .*max number of clients reached": ["CONFIG SET maxclients 1", KILL],
-    "Cannot connect to .*is loading": ["DEBUG POPULATE 1000 data 2000", "CONFIG SET key-load-delay 50000"],
+    "Cannot connect to .*is loading": ["DEBUG POPULATE 5000 data 2000", "CONFIG SET key-load-delay 10000"],
     "Connected to ": ["CONFIG SET maxmemory 1", KILL],
 }
 USUAL = [

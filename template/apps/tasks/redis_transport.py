@@ -133,14 +133,13 @@ class Channel(redis.Channel):
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
         """Write down that the queue gets what is sent to the exchange.
 
-        A server without memory need not know what it knows, or what lasts shortly: a worker that waited for memory
+        A server without memory need not be told what it knows, or what lasts shortly: a worker that waited for memory
         would not take the tasks that fill it.
         """
         try:
             super()._queue_bind(exchange, routing_key, pattern, queue)
         except OutOfMemoryError:
-            is_needless = self.typeof(exchange).type == "fanout" or queue in self._expires
-            if not is_needless and all(name != queue for *_, name in self.get_table(exchange)):
+            if queue not in self._expires and all(name != queue for *_, name in self.get_table(exchange)):
                 raise
 
     def _delete(self, *args: Any, **kwargs: Any) -> None:

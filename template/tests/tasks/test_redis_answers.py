@@ -30,7 +30,7 @@ MOODS = {
     "NOREPLICAS": ["CONFIG SET min-replicas-to-write 1"],
     "used memory > 'maxmemory'": ["CONFIG SET maxmemory 1"],
     "max number of clients reached": ["CONFIG SET maxclients 1"],
-    "is loading": ["CONFIG SET key-load-delay 50000"],
+    "is loading": ["CONFIG SET key-load-delay 10000"],
 }
 USUAL = [
     "CONFIG SET key-load-delay 0",
@@ -60,8 +60,7 @@ class Server:
 
     def load_slowly(self):
         """Have it read its data, and answer "loading" until it is told otherwise."""
-        for number in range(1000):
-            self.client.set(f"data:{number}", "x" * 2000)
+        self.tell("DEBUG POPULATE 5000 data 2000")
         loader = redis.Redis.from_url(self.url, single_connection_client=True)
         loader.connection.send_command("DEBUG", "RELOAD")
         while b"LOADING" not in broker.ask_server(self.port, "PING"):
