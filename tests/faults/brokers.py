@@ -7,6 +7,7 @@ import threading
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from tests.dev_support import wait_until
 from tests.processes import Program, environment, needed, rabbitmq_cluster, wait_for_broker
 
 
@@ -43,6 +44,8 @@ class Broker:
 class Redis(Broker):
     """A Redis of this run's own, with an append-only file, that can die and come back."""
 
+    successor: "Redis | None" = None
+
     def __init__(self, folder: Path) -> None:
         # Redis may share it.
         self.kept = bound()
@@ -61,6 +64,8 @@ class Redis(Broker):
         self.server.process.wait()
 
     def close(self) -> None:
+        if self.successor:
+            self.successor.close()
         self.kill()
         self.kept.close()
 
@@ -68,7 +73,20 @@ class Redis(Broker):
         command = (needed("redis-cli"), "-p", str(self.port), *words)
         return subprocess.run(command, text=True, capture_output=True, check=True, env=environment()).stdout
 
+    def fail_over(self, way: "Proxy") -> None:
+        """Let another server take its place: this one is its replica then, and the way leads new connections there."""
+        folder = self.folder / "successor"
+        folder.mkdir()
+        self.successor = Redis(folder)
+        self.successor.ask("REPLICAOF", "127.0.0.1", str(self.port))
+        assert wait_until(lambda: "state=online" in self.ask("INFO", "replication"))
+        self.ask("FAILOVER", "TO", "127.0.0.1", str(self.successor.port))
+        assert wait_until(lambda: "role:slave" in self.ask("INFO", "replication"))
+        way.target = self.successor.port
+
     def held(self) -> set[int]:
+        if self.successor:
+            return self.successor.held()
         messages = self.ask("LRANGE", "celery", "0", "-1") + self.ask("HVALS", "unacked")
         return {int(identity) for identity in re.findall(r'"argsrepr": "\((\d+),', messages)}
 

@@ -277,6 +277,16 @@ def outage(stage: Stage, times: int, seconds: float) -> Outcome:
     return replace(stage.finish(), note=slowest(stage))
 
 
+@fault("failover of Redis, which goes on as a replica", pools=("prefork", "gevent"))
+def failed_over(stage: Stage) -> Outcome:
+    way = stage.go_through_proxy()
+    worker = stage.start_worker()
+    with half_sent(stage):
+        # Connections to the old one stay; its name leads to the new one.
+        stage.broker.fail_over(way)
+    return replace(stage.finish(), note=f"the worker was started {worker.starts} times")
+
+
 @contextmanager
 def half_sent(stage: Stage) -> Iterator[None]:
     """Have the fault begin when half of the tasks are sent and a worker is full; both wait for `release_all`."""

@@ -107,6 +107,11 @@ def test_a_network_that_swallows_messages_loses_nothing(outcomes):
     assert not others(outcomes, lost=0, stuck=0, failed=0)
 
 
+@after(faults.failed_over)
+def test_a_failover_of_redis_loses_nothing_and_ends_no_worker(outcomes):
+    assert not others(outcomes, lost=0, stuck=0, failed=0, note="the worker was started 1 times")
+
+
 @after(faults.broken_chord)
 def test_a_chord_goes_on_although_parts_of_it_run_twice(outcomes):
     assert not others(outcomes, sent=200, lost=0, stuck=0, failed=0)

@@ -1,4 +1,4 @@
-"""Nobody waits for ever for RabbitMQ to confirm a message."""
+"""Nobody waits for ever for RabbitMQ to confirm a message, or sends more to one that takes nothing."""
 
 from types import SimpleNamespace
 
@@ -6,9 +6,11 @@ import pytest
 
 pytest.importorskip("celery")
 
+from amqp.exceptions import Blocked
 from kombu import Connection
 from kombu.transport import TRANSPORT_ALIASES, pyamqp, resolve_transport
 
+from apps.tasks.broker import rabbitmq_transport
 from apps.tasks.broker.rabbitmq_transport import Channel
 
 
@@ -34,3 +36,22 @@ def test_a_connection_that_is_gone_is_an_error_after_which_a_new_one_is_made():
     channel.connection, channel._confirm_selected = None, True
     with pytest.raises(Connection("amqp://").recoverable_connection_errors):
         channel.basic_publish_confirm("message")
+
+
+def test_after_an_alarm_a_probe_goes_before_the_next_message(monkeypatch):
+    sent, alarms = [], [Blocked("full")]
+
+    def publish(channel, message, routing_key, **options):
+        sent.append(routing_key)
+        if alarms:
+            raise alarms.pop()
+
+    monkeypatch.setattr(pyamqp.Channel, "basic_publish_confirm", publish)
+    monkeypatch.setattr(rabbitmq_transport.Connection, "is_blocked", True)
+    channel = object.__new__(Channel)
+    channel.connection = SimpleNamespace(transport=SimpleNamespace(read_timeout=0.5))
+    with pytest.raises(Connection("amqp://").recoverable_connection_errors):
+        channel.basic_publish_confirm("message", routing_key="celery")
+    for _ in range(2):
+        channel.basic_publish_confirm("message", routing_key="celery")
+    assert sent == ["to.no.queue", "to.no.queue", "celery", "celery"]

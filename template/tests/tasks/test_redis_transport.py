@@ -92,12 +92,6 @@ def test_the_bell_of_a_queue_that_is_gone_does_not_stay(channel, server):
     pipe.pexpire.assert_called_once_with("asked.reply.celery.pidbox\x06\x16bell", redis_transport.BELL_MILLISECONDS)
 
 
-def test_a_message_is_acknowledged_even_if_the_memory_is_full(channel, server):
-    channel.qos.ack("tag")
-    server.pipeline.assert_called_once_with(transaction=False)
-    server.pipeline.return_value.zrem.assert_called_once_with("unacked_index", "tag")
-
-
 def test_a_connection_that_was_given_up_is_an_error_of_the_connection(channel):
     # Kombu's own, an AttributeError, ends the worker.
     channel.connection.client = None

@@ -50,8 +50,11 @@ def broker_variable() -> str | None:
     return next((name for name in BROKER_VARIABLES if os.environ.get(name)), None)
 
 
-def broker_failure(timeout_seconds: float = 2.0) -> str | None:
-    """Try the broker of the settings once; return why tasks cannot be sent, or None if they can."""
+def broker_error(timeout_seconds: float = 2.0, everything: bool = False) -> Exception | None:
+    """Try the broker of the settings once; return the error that a task would meet, or None if it can be sent.
+
+    With `everything` Redis is asked whether workers may do what they do, too.
+    """
     from celery import current_app
 
     limits = answer_limits(current_app.conf.broker_url, timeout_seconds)
@@ -59,16 +62,28 @@ def broker_failure(timeout_seconds: float = 2.0) -> str | None:
         with current_app.connection_for_write(connect_timeout=timeout_seconds, transport_options=limits) as connection:
             # Not connection.connect(), which pauses and tries a second time.
             opened = connection.transport.establish_connection()
+            channel = connection.transport.create_channel(opened)
+            # Ours can be asked. Whoever takes tasks from a Redis without memory may connect to it all the same.
+            if hasattr(channel, "examine") and (full := channel.examine(everything)):
+                raise full
             connection.transport.close_connection(opened)
     # Each transport has errors of its own, and all of them mean the same here.
     except Exception as error:
-        return str(error) or type(error).__name__
+        return error
     return None
 
 
-def broker_answers(timeout_seconds: float = 2.0) -> bool:
-    """Return whether the broker of the settings accepts a connection within the time."""
-    return broker_failure(timeout_seconds) is None
+def is_answer(error: Exception) -> bool:
+    """Return whether an error is what a broker has answered that is there, and takes no tasks now."""
+    # By name, because one of the two drivers may not be installed.
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return not kinds.isdisjoint(("Blocked", "ResponseError")) or bool(getattr(error, "status_code", None))
+
+
+def broker_failure(timeout_seconds: float = 2.0) -> str | None:
+    """Try the broker of the settings once; return why tasks cannot be sent, or None if they can."""
+    error = broker_error(timeout_seconds)
+    return error and (str(error) or type(error).__name__)
 
 
 # What Celery must know about a broker ---------------------------------------

@@ -5,15 +5,27 @@ dies in between, nobody has it any more. A script takes and records in one step,
 senders also ring a bell, a list beside each queue, and idle workers wait for that. A bell that is not heard, or not
 rung because another program sent the message, delays it for a second at most. Queues and records are kombu's own:
 workers, senders and tools that use its transport go along with this one.
+
+A server that refuses what it is asked, as one does that has become a replica, is for everybody like one that is away:
+they connect anew, by its name, until one takes tasks. One without memory is asked on, because tasks that are taken give
+it some back.
 """
 
+import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from queue import Empty
 from time import monotonic, time
 from typing import Any
 
+from celery import current_app
 from kombu.transport import redis, virtual
 from kombu.utils.json import dumps
+from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
+
+from .redis_rights import examine, lacking_right, refusal
+
+logger = logging.getLogger(__name__)
 
 # More would only wake idle workers for messages that others have taken long ago.
 BELL_RINGS = 10
@@ -42,8 +54,48 @@ return false
 """
 
 
+# The tags of messages whose tasks have ended, which no server could be told yet.
+untold: set[str] = set()
+
+
 class QoS(redis.QoS):
     """Kombu's record of unacknowledged messages, which the script has written already for those that it took."""
+
+    def ack(self, delivery_tag: str) -> None:
+        """Have the server forget a message; if it cannot be told now, later."""
+        try:
+            self._remove_from_indices(delivery_tag).execute()
+        except self.channel.connection_errors as error:
+            untold.add(delivery_tag)
+            logger.warning("The broker is told later that a task has ended: %s", error)
+        # Its place is free, whatever the server knows.
+        virtual.QoS.ack(self, delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Have the server forget a message, or give it to somebody else; what cannot be given back now comes back."""
+        if not requeue:
+            self.ack(delivery_tag)
+            return
+        try:
+            super().reject(delivery_tag, requeue=True)
+        finally:
+            virtual.QoS.ack(self, delivery_tag)
+
+    def restore_visible(self, *args: Any, **options: Any) -> None:
+        """Tell what has ended, and then give back what is overdue."""
+        for delivery_tag in tuple(untold):
+            self._remove_from_indices(delivery_tag).execute()
+            untold.discard(delivery_tag)
+        # A full memory takes nothing back. It is asked again soon.
+        with suppress(OutOfMemoryError):
+            super().restore_visible(*args, **options)
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        """Give back what this process has taken, because the channel closes; what cannot be now comes back later."""
+        try:
+            super().restore_unacked_once(stderr)
+        except self.channel.connection_errors as error:
+            logger.warning("The broker will deliver again what cannot be given back now: %s", error)
 
     def append(self, message: virtual.Message, delivery_tag: str) -> None:
         """Remember a message that was delivered."""
@@ -51,13 +103,6 @@ class QoS(redis.QoS):
             virtual.QoS.append(self, message, delivery_tag)
         else:
             super().append(message, delivery_tag)
-
-    def _remove_from_indices(self, delivery_tag: str, pipe: Any = None) -> Any:
-        # No transaction: a server whose memory is full refuses that, although it makes room, and the worker would end.
-        if pipe is None:
-            with self.channel.conn_or_acquire() as client:
-                pipe = client.pipeline(transaction=False)
-        return super()._remove_from_indices(delivery_tag, pipe)
 
 
 class Channel(redis.Channel):
@@ -70,6 +115,40 @@ class Channel(redis.Channel):
         self._asked = "BRPOP"
         self._found_nothing = False
         super().__init__(*args, **kwargs)
+
+    def _create_client(self, asynchronous: bool = False) -> Any:
+        # No transactions where kombu needs none: a server without memory refuses even those that make room.
+        client = super()._create_client(asynchronous)
+        pipeline = client.pipeline
+        client.pipeline = lambda transaction=False, shard_hint=None: pipeline(transaction, shard_hint)
+        return client
+
+    def examine(self, everything: bool = False) -> OutOfMemoryError | None:
+        """Ask whether a task can be sent now or, with `everything`, taken as well.
+
+        Returns the error of a server whose memory is full, since that can be emptied; raises all others.
+        """
+        return examine(self, sorted(current_app.amqp.queues), everything)
+
+    def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
+        """Write down that the queue gets what is sent to the exchange.
+
+        A server without memory need not be told what it knows, or what lasts shortly: a worker that waited for memory
+        would not take the tasks that fill it.
+        """
+        try:
+            super()._queue_bind(exchange, routing_key, pattern, queue)
+        except OutOfMemoryError:
+            if queue not in self._expires and all(name != queue for *_, name in self.get_table(exchange)):
+                raise
+
+    def _delete(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._delete(*args, **kwargs)
+        except self.connection_errors:
+            # Those that nobody needs any more, when the channel closes: an error would leave it half open.
+            if not self._closing:
+                raise
 
     @property
     def taking(self) -> bool:
@@ -97,7 +176,7 @@ class Channel(redis.Channel):
             for name, *arguments in commands:
                 _publish_batch.add(name, *arguments)
             return None
-        with self.conn_or_acquire() as client, client.pipeline() as pipe:
+        with self.conn_or_acquire() as client, client.pipeline(transaction=True) as pipe:
             for name, *arguments in commands:
                 getattr(pipe, name)(*arguments)
             pipe.execute()
@@ -161,10 +240,25 @@ class Transport(redis.Transport):
     """Kombu's transport with these channels."""
 
     Channel = Channel
+    # A server that answers with an error takes no tasks now, or another one has taken its place.
+    connection_errors = (*redis.Transport.connection_errors, ResponseError)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._restored_at = 0.0
+
+    def establish_connection(self) -> Any:
+        """Connect; raise an error of the connection if the server is away, takes nothing now, or forbids something."""
+        try:
+            connection = super().establish_connection()
+        except NoPermissionError as error:
+            raise refusal(self.client.userid, lacking_right(error, "")) from None
+        try:
+            self._avail_channels[-1].examine()
+        except self.connection_errors:
+            self._avail_channels.pop().close()
+            raise
+        return connection
 
     def drain_events(self, connection: Any, timeout: float | None = None) -> None:
         """Deliver what comes next; raise socket.timeout if nothing does."""

@@ -14,6 +14,7 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning, register
 
 from apps.tasks.broker import parts
+from apps.tasks.broker.options import SENDER_SECONDS, broker_error, is_redis
 from apps.tasks.sending.task import ProjectTask
 
 from .rules import RULES, Conf
@@ -69,6 +70,23 @@ def _task_messages(task: Task, conf: Conf) -> Iterator[CheckMessage]:
     if conf.conf.task_reject_on_worker_lost and task.acks_late and not task.reject_on_worker_lost:
         message = "Its reject_on_worker_lost is off: it is lost when its process dies."
         yield _message("W021", message, "Make it safe to repeat; or silence this check if it must not be.", task)
+
+
+# The broker -----------------------------------------------------------------
+
+
+@register("tasks")
+def check_rights(**kwargs: object) -> list[CheckMessage]:
+    """Ask Redis, if it answers, whether its user may do what tasks need."""
+    if current_app.conf.task_always_eager or not is_redis(current_app.conf.broker_url or ""):
+        return []
+    from redis.exceptions import NoPermissionError
+
+    error = broker_error(SENDER_SECONDS, everything=True)
+    if not isinstance(error, NoPermissionError):
+        return []
+    hint = "If workers have a user of their own who may, silence this check."
+    return [_message("W014", str(error), hint)]
 
 
 # Celery itself --------------------------------------------------------------

@@ -5,7 +5,7 @@ from django_celery_beat.models import PeriodicTask
 from kombu.exceptions import OperationalError
 
 from apps.tasks.beat.lease import seconds_since_renewal
-from apps.tasks.broker.options import answer_limits, broker_answers
+from apps.tasks.broker.options import answer_limits, broker_error, is_answer
 from apps.tasks.broker.queues import queue_state
 from apps.tasks.sending.unattended import REPLY_SECONDS, unattended
 from apps.web.health import Unhealthy, health_check
@@ -19,8 +19,9 @@ def broker_accepts_connections() -> str | None:
     """Connect to the broker, and return how many tasks wait there until a worker takes them."""
     if current_app.conf.task_always_eager:
         return None
-    if not broker_answers():
-        raise Unhealthy("does not answer")
+    if error := broker_error():
+        # An answer holds no secrets; what a driver says of an address may.
+        raise Unhealthy(f"takes no tasks: {error}" if is_answer(error) else "does not answer")
     return "waiting: " + ", ".join(f"{name} {length}" for name, length in queue_lengths().items())
 
 
@@ -36,7 +37,7 @@ def each_queue_has_a_worker() -> None:
     """Look for messages that no worker takes, also in queues that the settings do not have."""
     if current_app.conf.task_always_eager:
         return
-    if not broker_answers():
+    if broker_error():
         raise Unhealthy("cannot be looked at without the broker")
     if found := unattended():
         raise Unhealthy("no worker takes from " + ", ".join(f"{name} ({found[name]} waiting)" for name in found))

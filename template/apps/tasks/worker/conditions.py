@@ -33,6 +33,7 @@ class Conditions(StartStopStep):
         first = not consumer.restart_count
         dangers, warnings = _pool_problems(consumer) if first else ([], [])
         if consumer.connection.transport.driver_type == "redis":
+            _examine(consumer)
             worse, bad = redis_problems(_redis_info(consumer))
             dangers, warnings = dangers + worse, warnings + bad
         for problem in warnings:
@@ -59,6 +60,20 @@ def _pool_problems(consumer: Consumer) -> tuple[list[str], list[str]]:
             "ends. Give every call to another system a timeout of its own, or use the pool prefork."
         )
     return dangers, warnings
+
+
+def _examine(consumer: Consumer) -> None:
+    """End the worker with a sentence if Redis does not let its user do what a worker does."""
+    from redis.exceptions import NoPermissionError
+
+    channel = consumer.connection.default_channel
+    try:
+        # Behind sentinels it is kombu's own.
+        if hasattr(channel, "examine"):
+            channel.examine(everything=True)
+    except NoPermissionError as error:
+        logger.critical("%s", error)
+        raise WorkerShutdown(1) from None
 
 
 def _redis_info(consumer: Consumer) -> dict[str, Any]:

@@ -141,6 +141,11 @@ def _killer(losses: int, error: BaseException) -> ExceptionInfo:
 class RecordingConsumer(Consumer):
     """The part of the worker that takes messages. One that it cannot run leaves a row, too."""
 
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Say what the broker answered, which the client of Redis leaves out of what Celery logs; then connect anew."""
+        logger.warning("The connection to the broker is given up: %s", exc)
+        super().on_connection_error_after_connected(exc)
+
     def on_unknown_message(self, body: Any, message: Message) -> None:
         """Keep what is no message of Celery."""
         error = InvalidTaskError("The message is none of a task.")
