@@ -120,6 +120,7 @@ def test_a_worker_waits_for_a_redis_that_takes_nothing_and_goes_on(project, redi
             if "loading" in words:
                 loading = (*redis.command, "DEBUG", "RELOAD")
                 stack.enter_context(started(tmp_path, tmp_path / "loading.log", *loading))
+                assert wait_until(lambda: "LOADING" in redis.ask("PING"))
                 redis.tell(KILL)
             for program, start in zip(workers, before, strict=True):
                 assert wait_until(lambda p=program, s=start: re.search(words, p.text[s:])), program.text[start:]

@@ -97,13 +97,19 @@ def server(process, monkeypatch):
     # However busy the machine.
     for name, seconds in broker.answer_limits(process.url, 60).items():
         monkeypatch.setitem(current_app.conf.broker_transport_options, name, seconds)
-    # Connections that are made anew.
-    pools.reset()
-    monkeypatch.setattr(current_app, "_pool", None)
-    monkeypatch.setattr(current_app.amqp, "_producer_pool", None)
+    # Others may have sent to queues of their own.
+    monkeypatch.setitem(current_app.amqp.__dict__, "queues", current_app.amqp.Queues(()))
+    close_connections()
     process.client.flushall()
     yield process
+    close_connections()
     process.recover()
+
+
+def close_connections():
+    """Let the app make new connections, to the broker that is named then."""
+    pools.reset()
+    current_app._pool = current_app.amqp._producer_pool = None
 
 
 @pytest.fixture(params=MOODS, ids=lambda words: words.replace(" ", "-"))
