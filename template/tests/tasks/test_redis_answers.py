@@ -14,10 +14,10 @@ from django_celery_beat.models import IntervalSchedule, PeriodicTask
 from kombu import pools
 from kombu.exceptions import OperationalError
 
+from apps.tasks.beat.scheduler import LeaseScheduler
 from apps.tasks.broker import options as broker
 from apps.tasks.console import checks, dev, health
 from apps.tasks.models import OutgoingTask
-from apps.tasks.beat.scheduler import LeaseScheduler
 from apps.tasks.sending import outbox, send
 from apps.web.dev import first_free_port
 from apps.web.health import Unhealthy
