@@ -125,3 +125,9 @@ def test_each_room_says_what_it_promises_and_who_calls_it(files):
 )
 def test_an_import_is_seen_however_it_is_written(path, text, found):
     assert list(imports(path, text)) == found
+
+
+def test_the_picture_shows_the_rooms_as_they_are(files):
+    from docs import rooms
+
+    assert rooms.PICTURE.read_text() == rooms.picture(files), "run `uv run python -m docs.rooms`"
