@@ -39,6 +39,14 @@ django.setup()
 [acme.trials.leave.apply_async((sys.argv[1],), queue=queue) for queue in ("emials", "emials", "reports")]
 [acme.trials.hold.delay(sys.argv[1]) for _ in range({PLACES + 2})]
 """
+# Their time has come before the first worker starts.
+SEND_LATER = """
+import sys, time, django
+import acme.trials
+django.setup()
+[acme.trials.leave.apply_async((sys.argv[1],), queue=queue, countdown=2) for queue in ("celery", "reports", "emials")]
+time.sleep(4)
+"""
 ASK_HEALTH = """
 import acme.celery, django
 django.setup()
@@ -84,6 +92,14 @@ def worker(project: Path, folder: Path, url: str, pool: str, queues: str) -> Ite
     with started(project, folder / f"{pool}.log", *command, **variables) as program:
         program.says(r" ready\.")
         yield program
+
+
+def test_a_countdown_waits_for_a_worker_that_has_never_run(project, tmp_path, broker):
+    left = tmp_path / "left"
+    command = (project / ".venv/bin/python", "-c", SEND_LATER, str(tmp_path))
+    run(project, *command, CELERY_BROKER_URL=broker, DEBUG="1")
+    with worker(project, tmp_path, broker, "threads", "celery,reports,emials") as program:
+        assert wait_until(lambda: left.exists() and left.stat().st_size == 3), program.text
 
 
 def test_a_queue_that_no_worker_takes_from_is_named_until_one_does(project, tmp_path, broker):

@@ -66,8 +66,13 @@ PARTS = {
     "apps.tasks.broker.queues:ProjectAMQP": (
         "celery.app.amqp:AMQP",
         "celery.app.amqp:AMQP.Connection",
+        "celery.app.amqp:AMQP._create_task_sender()",
         "celery.app.amqp:AMQP.queues_cls",
+        "celery.app.amqp:AMQP.send_task_message",
         "celery.app.amqp:Queues",
+        "kombu.transport.native_delayed_delivery:bind_queue_to_native_delayed_delivery_exchange(connection, queue)",
+        "kombu.transport.native_delayed_delivery:"
+        "declare_native_delayed_delivery_exchanges_and_queues(connection, queue_type)",
     ),
     "apps.tasks.worker.stopping:Patience": (
         "",

@@ -1,19 +1,29 @@
 """Which queues the project has, how they are declared, and what waits in them."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from celery import current_app
+from amqp.exceptions import NotFound
+from celery import Celery, current_app
 from celery.app.amqp import AMQP, Queues
-from kombu import Queue
+from kombu import Producer, Queue
 from kombu.transport import virtual
+from kombu.transport.native_delayed_delivery import (
+    bind_queue_to_native_delayed_delivery_exchange,
+    declare_native_delayed_delivery_exchanges_and_queues,
+)
+from kombu.utils.objects import cached_property
 
 from .connection import Connection
 from .options import is_rabbitmq
 
 # Deliveries after which RabbitMQ drops a message; 20 is its own limit, and each restart of a worker may count as one.
 DELIVERY_LIMIT = 100
+# Where a message with a countdown waits in RabbitMQ, and what Celery puts in front of its routing key for that.
+DELAY_EXCHANGE = "celery_delayed_27"
+DELAY_LEVELS = re.compile(r"^(?:[01]\.){28}")
 
 
 class QuorumQueues(Queues):
@@ -33,9 +43,48 @@ class QuorumQueues(Queues):
 
 
 class ProjectAMQP(AMQP):
-    """Celery's declarations; on RabbitMQ its queues are quorum queues."""
+    """Celery's declarations; on RabbitMQ its queues are quorum queues, and no countdown ends nowhere."""
 
     Connection = Connection
+
+    def __init__(self, app: Celery) -> None:
+        super().__init__(app)
+        self._reached_after_delay: set[str] = set()
+
+    @cached_property
+    def send_task_message(self) -> Callable[..., Any]:
+        """The function that sends the message of a task."""
+        send = self._create_task_sender()
+
+        def send_task_message(
+            producer: Producer, name: str, message: Any, exchange: Any = None, routing_key: Any = None, **options: Any
+        ) -> Any:
+            is_delayed = getattr(exchange, "name", exchange) == DELAY_EXCHANGE
+            if is_delayed:
+                self._lead_from_delay(producer, DELAY_LEVELS.sub("", routing_key))
+            try:
+                return send(producer, name, message, exchange=exchange, routing_key=routing_key, **options)
+            except NotFound:
+                # The broker has lost what it was told.
+                self._reached_after_delay.clear()
+                raise
+
+        return send_task_message
+
+    def _lead_from_delay(self, producer: Producer, key: str) -> None:
+        """Have messages for this key reach their queue when their time has come.
+
+        Celery leaves that to the worker of the queue. Before one has run, RabbitMQ drops such a message.
+        """
+        queue = next((queue for queue in self.queues.values() if queue.routing_key == key), None)
+        if queue is None or queue.name in self._reached_after_delay:
+            return
+        connection = producer.connection
+        kind = self.app.conf.broker_native_delayed_delivery_queue_type
+        declare_native_delayed_delivery_exchanges_and_queues(connection, kind)
+        queue(producer.channel).declare()
+        bind_queue_to_native_delayed_delivery_exchange(connection, queue)
+        self._reached_after_delay.add(queue.name)
 
     @property
     def queues_cls(self) -> type[Queues]:

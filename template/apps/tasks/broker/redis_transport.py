@@ -13,13 +13,12 @@ it some back.
 
 import logging
 from collections.abc import Iterable
-from contextlib import suppress
 from queue import Empty
 from time import monotonic, time
 from typing import Any
 
 from celery import current_app
-from kombu.transport import redis, virtual
+from kombu.transport import redis
 from kombu.utils.json import dumps
 from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
 

@@ -1,6 +1,5 @@
 """What is different while a task runs: how it starts, is replaced, retried and ends."""
 
-import re
 from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import Any
@@ -13,11 +12,10 @@ from celery.result import allow_join_result
 from django.db import transaction
 from kombu.exceptions import OperationalError
 
+from apps.tasks.broker.queues import DELAY_LEVELS
+
 from . import canvas
 from .message import was_redelivered
-
-# What Celery writes before the routing key of a message that waits in RabbitMQ.
-DELAY_LEVELS = re.compile(r"^(?:[01]\.){28}")
 
 
 class RunningTask(DjangoTask):
