@@ -77,7 +77,7 @@ def _driver_options(scheme: str) -> Options:
 
 
 def _check(parts: SplitResult) -> None:
-    """Raise Unusable if a URL of Redis or RabbitMQ has an unknown option, a wrong type of value, or a bad database."""
+    """Raise Unusable if a Redis or RabbitMQ URL has an unknown option, a value of the wrong type, or a bad database."""
     known = _driver_options(parts.scheme) | URL_OPTIONS[parts.scheme]
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name not in known:

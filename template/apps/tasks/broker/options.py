@@ -65,8 +65,8 @@ def broker_error(timeout_seconds: float = 2.0, everything: bool = False) -> Exce
             # connection.connect() would pause and try a second time.
             opened = connection.transport.establish_connection()
             channel = connection.transport.create_channel(opened)
-            # Only the channels of our own transports have this method. Redis with a full memory still accepts
-            # connections, because workers that take tasks from it must be able to connect.
+            # Only the channels of our own transports have this method. A Redis whose memory is full is no error here,
+            # because workers that take tasks from it must be able to connect.
             if hasattr(channel, "examine") and (full := channel.examine(everything)):
                 raise full
             connection.transport.close_connection(opened)
@@ -93,7 +93,7 @@ def broker_failure(timeout_seconds: float = 2.0) -> str | None:
 
 
 def is_redis(url: str) -> bool:
-    """Return whether the broker speaks Redis, on a socket, with TLS or behind sentinels, too."""
+    """Return whether the broker speaks the protocol of Redis, also on a Unix socket, with TLS, or behind sentinels."""
     return url.startswith(("redis", "sentinel"))
 
 

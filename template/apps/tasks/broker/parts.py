@@ -20,7 +20,7 @@ from kombu.transport import TRANSPORT_ALIASES
 
 TESTED = {"celery": "5.7", "kombu": "5.7"}
 # Our own classes and functions, each with its fallback and the parts that it needs: methods with their parameters, and
-# other names. An empty fallback means that Celery does without it.
+# other names.
 PARTS = {
     "apps.tasks.broker.redis_transport:Transport": (
         "kombu.transport.redis:Transport",

@@ -9,7 +9,7 @@ from redis.exceptions import OutOfMemoryError
 
 logger = logging.getLogger(__name__)
 
-# The delivery tags of messages whose tasks have ended, but which the server has not acknowledged yet.
+# The delivery tags of messages whose tasks have ended, which could not be acknowledged to the server yet.
 untold: set[str] = set()
 
 

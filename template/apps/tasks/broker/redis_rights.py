@@ -29,7 +29,7 @@ FORBIDDEN = re.compile(r"to run the '([^']+)' command")
 
 
 def examine(channel: Any, queues: Iterable[str], everything: bool) -> OutOfMemoryError | None:
-    """Ask whether tasks for these queues can be sent or, with `everything`, whether all rights are there.
+    """Ask whether tasks for these queues can be sent or, with `everything`, whether any right is missing.
 
     `everything` covers what senders, workers and tools do. Returns the error of a server whose memory is full, else
     None. Raises NoPermissionError with all rights that the user lacks, or what redis-py raises if the server accepts
