@@ -65,8 +65,8 @@ def broker_error(timeout_seconds: float = 2.0, everything: bool = False) -> Exce
             # connection.connect() would pause and try a second time.
             opened = connection.transport.establish_connection()
             channel = connection.transport.create_channel(opened)
-            # Only the channels of our own transports have this method. A Redis whose memory is full is no error here,
-            # because workers that take tasks from it must be able to connect.
+            # Only the channels of our own transports can be asked. A connection to a Redis whose memory is full
+            # succeeds, because workers must be able to take tasks from it, but sending would fail.
             if hasattr(channel, "examine") and (full := channel.examine(everything)):
                 raise full
             connection.transport.close_connection(opened)

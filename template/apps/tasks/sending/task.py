@@ -32,7 +32,7 @@ _broker_is_away: ContextVar[bool] = ContextVar("_broker_is_away", default=False)
 
 
 class ProjectTask(RunningTask):
-    """What every task of the project is: sent on commit, and written down where its message would be lost."""
+    """The base class of all tasks of the project: sent on commit, and stored if the message would otherwise be lost."""
 
     # If True, a row remembers the task until it has ended, and the task is sent again if its message gets lost.
     durable = False
