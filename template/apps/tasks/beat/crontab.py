@@ -30,7 +30,7 @@ class ClockCrontab(TzAwareCrontab):
         return clock.now().astimezone(self.tz)
 
     def remaining_estimate(self, last_run_at: datetime, ffwd: type = celery_ffwd) -> timedelta:
-        """Return how long it is to the first due moment after the last run, negative if that is past."""
+        """Return the time until the first due moment after the last run. It is negative if that moment is past."""
         return self.next_after(last_run_at) - clock.now()
 
     @property

@@ -142,7 +142,7 @@ class RecordingConsumer(Consumer):
     """The part of the worker that receives messages. A message that it cannot run also leaves a row."""
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
-        """Log the broker's answer, which is missing in what Celery logs for the Redis client, then connect again."""
+        """Log the broker's answer, which the Redis client hides from Celery's own log, then connect again."""
         logger.warning("The connection to the broker is given up: %s", exc)
         super().on_connection_error_after_connected(exc)
 

@@ -56,7 +56,7 @@ def publish(packed: str, **changed_headers: Any) -> None:
 
 
 def _own_headers(headers: dict[str, Any]) -> dict[str, Any]:
-    """Return the headers without those of the former delivery: its time, which has come, and what the broker said."""
+    """Return the headers without those of the previous delivery: its due time, which is past, and the broker's own."""
     passed = ("compression", "eta", "redelivered")
     return {name: value for name, value in headers.items() if name not in passed and not name.startswith("x-")}
 
