@@ -79,7 +79,7 @@ class OutgoingTaskAdmin(admin.ModelAdmin):
 
     @admin.action(description="Send now", permissions=["send_now"])
     def send_now(self, request: HttpRequest, chosen: QuerySet[OutgoingTask]) -> None:
-        """Send the chosen tasks, however long they are to wait, and say how many; stop if the broker is away."""
+        """Send the selected tasks now, even if they should wait, and report how many. Stop if the broker is down."""
         sent = 0
         for row in chosen:
             if not send_now(row):

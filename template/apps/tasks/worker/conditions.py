@@ -1,4 +1,4 @@
-"""What a worker of this project does beside its tasks: it refuses to lose them, and shows that it takes them."""
+"""What a worker does besides running tasks: it does not start where it would lose them, and leaves signs of life."""
 
 import logging
 from time import monotonic
