@@ -29,8 +29,8 @@ class Chat(models.Model):
 class Message(models.Model):
     """A question, or the reply to the one before it.
 
-    A reply waits until a process claims it by entering its name in `writer`. Every change of `updated_at` shows that
-    the process is still working. Only the process that is named there may change the text.
+    A reply waits until a process claims it by entering itself in `writer`. Every change of `updated_at` shows that the
+    process is still working. Only the process that is named there may change the text.
     """
 
     class Role(models.TextChoices):

@@ -81,7 +81,7 @@ async def _written(draft: replies.Draft) -> AsyncIterator[str]:
 
 
 async def _write(draft: replies.Draft) -> None:
-    """Write the reply, and do what Django does at the end of a request: that of the page may be over by now."""
+    """Write the reply, then do what Django does at the end of a request, because the page's own may have ended."""
     try:
         await replies.write(draft)
     finally:
