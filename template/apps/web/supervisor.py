@@ -74,10 +74,10 @@ class Supervisor:
         self.stopping = self.forced = False
 
     def run(self) -> int:
-        """Run everything; return 0 after a signal, 130 after a second Ctrl-C, else the code of what ended by itself."""
+        """Run everything. Return 0 after a signal, 130 after a second Ctrl-C, else the code of what exited itself."""
         signal.signal(signal.SIGINT, self.receive)
         signal.signal(signal.SIGTERM, self.receive)
-        # Windows has no SIGHUP, and nohup ignores it on purpose.
+        # Windows has no SIGHUP, and under nohup it is ignored on purpose.
         if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
             signal.signal(signal.SIGHUP, self.receive)
         if os.name == "posix":
@@ -152,7 +152,7 @@ class Supervisor:
         child.restarted, child.reported = True, False
 
     def waits_for_change(self, child: Child) -> bool:
-        """Return whether an ended process failed after a change: a mistake just saved stops nothing else."""
+        """Return whether a process failed after a change of its code. Such a mistake must not stop the others."""
         waits = child.restarted and child.popen.returncode > 0
         if waits and not child.reported:
             child.reported = True

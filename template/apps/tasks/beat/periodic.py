@@ -75,7 +75,7 @@ class Entry(ModelEntry):
         return start - (self.schedule.run_every if is_interval else timedelta.resolution)
 
     def go_on_from(self, former: "Entry | None") -> None:
-        """Take from an earlier reading of the row what its column does not tell, such as the pass of a doubled hour."""
+        """Copy what the row's column cannot express, such as the pass of a repeated hour, from an earlier reading."""
         if former and former.model.last_run_at == self.model.last_run_at:
             self.last_run_at, self._behind_since = former.last_run_at, former._behind_since
 
