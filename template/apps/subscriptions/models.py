@@ -25,8 +25,8 @@ class Plan(models.Model):
     )
     position = models.PositiveSmallIntegerField(default=0, help_text="Plans with a low number stand first.")
     is_public = models.BooleanField(default=True, help_text="Hidden plans can be kept, but no longer be chosen.")
-    # The lowest price of a unit, in the smallest unit of the currency, of which Stripe allows fractions. Null until the
-    # price was read, and if it has no such amount.
+    # The lowest price of a unit, counted as Stripe does, which allows fractions. Null until the price was read, and if
+    # it has no such amount.
     amount = models.DecimalField(max_digits=24, decimal_places=12, null=True, editable=False)
     currency = models.CharField(max_length=3, editable=False)
     interval = models.CharField(max_length=20, editable=False)
