@@ -92,7 +92,7 @@ def portal_url(team: Team, back_url: str) -> str:
 
 
 def begun_by(team: Team, session_id: str) -> str | None:
-    """Return the id of the subscription that the team's checkout began; None if it began none, or is another team's."""
+    """Return the id of the subscription that the team's checkout began, or None if it began none or is another's."""
     session = client().v1.checkout.sessions.retrieve(session_id).to_dict()
     return session.get("subscription") if session.get("client_reference_id") == str(team.pk) else None
 
@@ -149,7 +149,7 @@ def _others(found: dict[str, Any], team: Team) -> list[dict[str, Any]]:
 
 
 def _weight(status: str) -> int:
-    """Return 2 for what is active, 1 for what can still be paid or go on, 0 for what has ended."""
+    """Return 2 for an active subscription, 1 for one that can still be paid or continue, 0 for one that has ended."""
     return (status in Subscription.ACTIVE_STATUSES) + (status not in Subscription.ENDED_STATUSES)
 
 
