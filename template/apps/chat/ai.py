@@ -36,11 +36,11 @@ class Turn(NamedTuple):
 
 
 class ModelFailed(Exception):
-    """The model did not answer; the message is a sentence for the person who asked."""
+    """The model did not answer. The message is a sentence for the person who asked."""
 
 
 async def answer(turns: Sequence[Turn]) -> AsyncIterator[str]:
-    """Yield the answer to the last turn piece by piece; raise ModelFailed."""
+    """Yield the answer to the last turn, piece by piece. Raises ModelFailed."""
     pieces = _answer_of_model(turns) if settings.DEFAULT_AI_MODEL else _echo(turns[-1].text)
     async with aclosing(pieces):
         async for piece in pieces:
@@ -48,7 +48,7 @@ async def answer(turns: Sequence[Turn]) -> AsyncIterator[str]:
 
 
 async def name_for(question: str) -> str:
-    """Return a name for the chat that begins with the question; raise ModelFailed."""
+    """Return a name for the chat that begins with the question. Raises ModelFailed."""
     if not settings.DEFAULT_AI_MODEL:
         return first_words(question)
     with _failures_told():
@@ -59,7 +59,7 @@ async def name_for(question: str) -> str:
 
 
 def first_words(question: str) -> str:
-    """Return the beginning of the question, as the name that needs no model."""
+    """Return the beginning of the question, as a name that needs no model."""
     return Truncator(Truncator(" ".join(question.split())).words(6)).chars(NAME_CHARACTERS)
 
 
@@ -78,9 +78,9 @@ async def _answer_of_model(turns: Sequence[Turn]) -> AsyncIterator[str]:
 
 
 def _build_agent(instructions: str) -> "Agent":
-    """Return a new agent: one that is kept would hold connections of an event loop that has ended.
+    """Return a new agent, because a kept one would hold connections of an event loop that has ended.
 
-    Slow when it is first called, because it imports the package and the provider's client.
+    The first call is slow, because it imports the package and the provider's client.
     """
     from pydantic_ai import Agent
 
@@ -99,7 +99,7 @@ def _history(turns: Sequence[Turn]) -> "list[ModelMessage]":
 
 @contextmanager
 def _failures_told() -> Iterator[None]:
-    """Turn the errors of pydantic-ai into ModelFailed; the log gets them as its cause."""
+    """Turn the errors of pydantic-ai into ModelFailed. The log shows them as its cause."""
     try:
         yield
     except ImportError as error:

@@ -14,7 +14,7 @@ class ChatConfig(AppConfig):
     home_panel = "chat/panel.html"
 
     def home_panel_context(self, request: HttpRequest) -> dict[str, Any] | None:
-        """Return what the panel shows to those who are signed in, and in development to everybody."""
+        """Return the context of the panel for users who are signed in and, in development, for everybody."""
         if not (settings.DEBUG or request.user.is_authenticated):
             return None
         return {"model": settings.DEFAULT_AI_MODEL}

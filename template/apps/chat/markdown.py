@@ -1,8 +1,8 @@
-"""Markdown of a model as HTML that a page can trust.
+"""Converts a model's Markdown to HTML that a page can trust.
 
-A model repeats what it has read, so its text is as foreign as any visitor's: no HTML of its own, no pictures (to load
-one tells its server what the address holds), only links to the web and to mailboxes, and a second library that lets
-only known tags through.
+A model repeats what it has read, so its text is as untrusted as any visitor's. It may contain no HTML and no pictures
+(loading one sends its address to a server), only links to the web and to mailboxes. A second library lets only known
+tags through.
 """
 
 from importlib import import_module
@@ -15,7 +15,7 @@ TEXT_TAGS = {"a", "br", "code", "del", "em", "s", "strong"}
 BLOCK_TAGS = {"blockquote", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p", "pre", "ul"}
 TABLE_TAGS = {"table", "tbody", "td", "th", "thead", "tr"}
 
-# Short rows are filled up with empty cells: 65,536 of them, from a few thousand characters, would take seconds.
+# Short rows are filled with empty cells. A few thousand characters can produce 65,536 cells, which would take seconds.
 import_module("markdown_it.rules_block.table").MAX_AUTOCOMPLETED_CELLS = 1000
 
 _markdown = (

@@ -29,8 +29,8 @@ class Chat(models.Model):
 class Message(models.Model):
     """A question, or the reply to the one before it.
 
-    A reply waits until a process claims it by writing itself into `writer`, and says with every change of `updated_at`
-    that it is still at work. Only the process that is named there may change the text.
+    A reply waits until a process claims it by entering itself in `writer`. Every change of `updated_at` shows that the
+    process is still working. Only the process that is named there may change the text.
     """
 
     class Role(models.TextChoices):
@@ -74,7 +74,7 @@ class Message(models.Model):
 
     @property
     def look(self) -> str:
-        """What changes when the reply looks different: a page that has it needs no new one."""
+        """A value that changes when the reply looks different. A page that already has it needs no new one."""
         return f"{self.state}-{len(self.text)}-{self.is_late}"
 
     @property
@@ -86,7 +86,7 @@ class Message(models.Model):
 class Allowance(HourlyAllowance):
     """How many replies a person has asked for in the current hour.
 
-    It outlives the chats, so that deleting them gains nothing.
+    It outlives the chats, so deleting them gains nothing.
     """
 
     counted = "replies"

@@ -1,4 +1,4 @@
-"""Replies by polling: a task writes the row, and the page asks again and again how far it is."""
+"""Replies by polling: a task writes the row, and the page asks repeatedly how far it is."""
 
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, render
@@ -26,7 +26,7 @@ def begin(reply: Message) -> None:
 @never_cache
 @require_safe
 def poll(request: HttpRequest, reply_id: int) -> HttpResponse:
-    """Answer with the reply as it is now, or with nothing new (204)."""
+    """Answer with the reply as it is now, or with 204 if nothing is new."""
     replies.close_silent(pk=reply_id)
     reply = get_object_or_404(Message, pk=reply_id, chat__owner=request.user, role=Message.Role.REPLY)
     if reply.is_active and request.GET.get("seen") == reply.look:

@@ -1,8 +1,7 @@
 """The life of a reply: asked for, claimed by one process, written, and done, stopped or failed.
 
-Every step is one conditional update of the row, so that it happens once however many processes try it. People are
-shown only what the row holds, so that nothing they have seen is lost, whatever ends the reply: even a process that is
-killed, and says no more.
+Every step is one conditional update of the row, so it happens once, however many processes try it. People see only what
+the row contains, so nothing that they have seen is lost, whatever ends the reply, even if its process is killed.
 """
 
 import asyncio
@@ -25,10 +24,10 @@ from .models import Allowance, Chat, Message
 
 logger = logging.getLogger(__name__)
 
-# So often the text so far is saved, which is also the sign of life of the process that writes. Nobody sees a word
-# before, so this is how smoothly the text grows. A save costs about a millisecond, far less than to render Markdown.
+# How often the text is saved, in seconds. Saving is also the writer's sign of life. People see only saved text, so this
+# sets how smoothly it grows. A save costs about a millisecond, far less than rendering Markdown.
 SAVE_SECONDS = 0.1
-# A reply without a sign of life for so long is given up.
+# A reply without a sign of life for this many seconds has failed.
 SILENT_SECONDS = 30
 
 CUT_OFF = "The connection was lost before the reply was complete."
@@ -39,12 +38,12 @@ WORDLESS = "The model said nothing."
 
 
 class Refused(Exception):
-    """A question is not taken; the message is a sentence for the person who asked."""
+    """A question is not accepted. The message is a sentence for the person who asked."""
 
 
 @dataclass
 class Draft:
-    """A reply that this process has claimed; its text grows, and `saved` is what the row has of it."""
+    """A reply that this process has claimed. Its text grows, and `saved` is the part that is in the row."""
 
     reply_id: int
     writer: UUID
@@ -53,15 +52,15 @@ class Draft:
 
     @property
     def row(self) -> QuerySet[Message]:
-        """The row of the reply, or none once it was stopped, given up or deleted."""
+        """The row of the reply, or none after it was stopped, has failed, or was deleted."""
         return Message.objects.filter(pk=self.reply_id, writer=self.writer, state=Message.State.WRITING)
 
     async def save(self, **fields: str) -> bool:
-        """Write down the text and other fields; return whether there was a row to write to.
+        """Save the text and other fields. Return whether there was a row to write to.
 
-        An attempt without a word leaves the row the text of the one before.
+        An attempt that has produced no text keeps the text of the previous attempt.
         """
-        # More may come while the database is at work.
+        # More text may arrive while the database is working.
         text = self.text
         if text.strip():
             fields["text"] = text
@@ -75,7 +74,7 @@ class Draft:
 
 
 def ask(chat: Chat, text: str) -> tuple[Message, Message]:
-    """Write down a question, and return it with its reply, which waits; raise Refused."""
+    """Save a question, and return it with its waiting reply. Raises Refused."""
     close_silent(chat=chat)
     try:
         with transaction.atomic():
@@ -89,7 +88,7 @@ def ask(chat: Chat, text: str) -> tuple[Message, Message]:
 
 
 def ask_again(reply: Message) -> None:
-    """Let a reply that stopped or failed wait once more; raise Refused. Its text stays until there is another."""
+    """Queue a stopped or failed reply again. Its text stays until there is a new one. Raises Refused."""
     ended = Message.objects.filter(pk=reply.pk, state__in=[Message.State.STOPPED, Message.State.FAILED])
     try:
         with transaction.atomic():
@@ -102,13 +101,13 @@ def ask_again(reply: Message) -> None:
 
 
 def use_allowance(chat: Chat) -> None:
-    """Count one reply of this hour for the owner of the chat; raise Refused when there have been enough.
+    """Count one reply of this hour for the owner of the chat. Raise Refused when the limit is reached.
 
-    Or when too many are being written: one person must not hold every worker.
+    Also raise it when too many are being written, because one person must not occupy every worker.
     """
     if not Allowance.use(chat.owner_id, settings.CHAT_REPLIES_PER_HOUR):
         raise Refused(f"You have asked {settings.CHAT_REPLIES_PER_HOUR} times within an hour. Try again later.")
-    # What has been silent for longer is lost, and holds nobody up.
+    # A reply that has been silent for longer is lost, and blocks nobody.
     earliest = timezone.now() - timedelta(seconds=settings.CHAT_REPLY_SECONDS)
     recent = Message.objects.filter(updated_at__gt=earliest)
     if recent.filter(chat__owner=chat.owner_id, state__in=Message.ACTIVE).count() >= settings.CHAT_REPLIES_AT_ONCE:
@@ -123,17 +122,17 @@ def _busy() -> Refused:
 
 
 def stop(reply: Message) -> None:
-    """Stop a reply with the text that it has; whoever writes it notices within a moment and keeps off it."""
+    """Stop a reply with the text that it has. The writer notices within a moment and leaves it alone."""
     Message.objects.filter(pk=reply.pk, state__in=Message.ACTIVE).update(state=Message.State.STOPPED)
 
 
 def fail(reply: Message, error: str) -> None:
-    """Let a reply that waits fail with a sentence that says why."""
+    """Mark a waiting reply as failed, with a sentence that says why."""
     Message.objects.filter(pk=reply.pk, state=Message.State.WAITING).update(state=Message.State.FAILED, error=error)
 
 
 def close_silent(**which: object) -> None:
-    """Let replies fail whose writer has not been heard of for too long, of those that the filter names."""
+    """Mark those replies in the filter as failed whose writer has shown no sign of life for too long."""
     latest = clock.ago(timedelta(seconds=SILENT_SECONDS))
     silent = Message.objects.filter(**which, state=Message.State.WRITING, updated_at__lt=latest)
     silent.update(**_failure(SILENT))
@@ -143,7 +142,7 @@ def close_silent(**which: object) -> None:
 
 
 async def claim(reply_id: int) -> Draft | None:
-    """Return the reply for this process alone to write, or None if it does not wait: a reply is paid for once."""
+    """Claim the reply for this process alone, or return None if it is not waiting. A reply is paid for only once."""
     draft = Draft(reply_id, uuid4())
     waiting = Message.objects.filter(pk=reply_id, state=Message.State.WAITING)
     claimed = await waiting.aupdate(state=Message.State.WRITING, writer=draft.writer, updated_at=timezone.now())
@@ -151,10 +150,10 @@ async def claim(reply_id: int) -> Draft | None:
 
 
 async def write(draft: Draft) -> None:
-    """Ask the model and write the reply down as it grows.
+    """Ask the model and save the reply as it grows.
 
-    Ends quietly when the reply is stopped or deleted meanwhile. If this is cancelled, what there is stays as a reply
-    that can be asked for again.
+    Ends quietly if the reply is stopped or deleted in the meantime. If this is cancelled, the text so far stays as a
+    reply that can be asked for again.
     """
     reading = asyncio.create_task(_read_answer(draft))
     end = {"state": Message.State.STOPPED, "error": CUT_OFF}
@@ -181,16 +180,16 @@ async def write(draft: Draft) -> None:
 
 
 async def _read_answer(draft: Draft) -> None:
-    """Let the text of the draft grow until the model is done."""
+    """Extend the text of the draft until the model is done."""
     async with aclosing(ai.answer(await turns_before(draft))) as pieces:
         async for piece in pieces:
             draft.text += piece
 
 
 async def turns_before(draft: Draft) -> list[ai.Turn]:
-    """Return the end of the conversation before the reply, the question last; replies without a word are left out.
+    """Return the end of the conversation before the reply, the question last, without empty replies.
 
-    It begins with a question: some providers refuse a conversation that begins with a reply.
+    It begins with a question, because some providers refuse a conversation that begins with a reply.
     """
     before = Message.objects.filter(chat__messages=draft.reply_id, pk__lt=draft.reply_id).exclude(text="")
     latest = [message async for message in before.order_by("-pk")[: settings.CHAT_HISTORY_MESSAGES]]

@@ -1,6 +1,7 @@
-"""Replies by server-sent events: the first page that opens the stream of a reply has the web server write it.
+"""Replies by server-sent events: the first page that opens the stream of a reply makes the web server write it.
 
-The writing does not depend on that page: who reloads it, or loses the connection, follows what is written meanwhile.
+The writing does not depend on that page. After a reload or a lost connection, the page follows the text that is being
+written.
 
 https://developer.mozilla.org/en-US/docs/Web/API/Server-sent_events
 """
@@ -26,22 +27,22 @@ TEMPLATE = "chat/streamed_reply.html"
 SCRIPTS = ["chat/stream.js"]
 SHOW_SECONDS = 0.1
 FOLLOW_SECONDS = 0.5
-# Proxies cut connections on which nothing is said for a minute.
+# Proxies cut connections that are silent for a minute.
 STILL_HERE_SECONDS = 15
-# No proxy may collect what is to be seen at once.
+# Proxies must not buffer text that people should see at once.
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
-# The event loop forgets tasks that nobody holds.
+# The event loop keeps only weak references to its tasks.
 _writers: set[asyncio.Task[None]] = set()
 
 
 def begin(reply: Message) -> None:
-    """Do nothing: the page that shows the reply opens the stream, and that writes it."""
+    """Do nothing, because the page that shows the reply opens the stream, and the stream writes the reply."""
 
 
 @require_safe
 async def stream(request: HttpRequest, reply_id: int) -> StreamingHttpResponse:
-    """Send the text of a reply as it grows, and in the end the whole message."""
+    """Send the text of a reply as it grows, and the whole message at the end."""
     own = Message.objects.filter(pk=reply_id, chat__owner=await request.auser(), role=Message.Role.REPLY)
     if not await own.aexists():
         raise Http404("No such reply.")
@@ -49,14 +50,14 @@ async def stream(request: HttpRequest, reply_id: int) -> StreamingHttpResponse:
 
 
 async def _events(request: HttpRequest, reply_id: int) -> AsyncIterator[str]:
-    # Browsers open a stream again when it breaks, and tabs are opened twice: only the first one claims, and so pays.
+    # Browsers reopen a broken stream, and people open two tabs. Only the first stream claims the reply, and so pays.
     draft = await replies.claim(reply_id)
     shown, said_at = "", time.monotonic()
     async with aclosing(_written(draft) if draft else _followed(reply_id)) as texts:
         async for text in texts:
             if text != shown:
                 shown, said_at = text, time.monotonic()
-                # Not on the event loop, where everybody would wait, and no more than half of the time.
+                # This does not run on the event loop, where everybody would wait, and takes at most half of the time.
                 html = await asyncio.to_thread(to_html, text)
                 yield event("text", html)
                 await asyncio.sleep(time.monotonic() - said_at)
@@ -67,9 +68,9 @@ async def _events(request: HttpRequest, reply_id: int) -> AsyncIterator[str]:
 
 
 async def _written(draft: replies.Draft) -> AsyncIterator[str]:
-    """Write the reply, and yield its text now and then, as far as it is saved: what is seen must not be lost.
+    """Write the reply, and yield its text now and then, as far as it is saved: text that was seen must not be lost.
 
-    When nobody listens any more, it is written to its end.
+    If nobody listens any more, the reply is still written to its end.
     """
     writing = asyncio.create_task(_write(draft))
     _writers.add(writing)
@@ -80,7 +81,7 @@ async def _written(draft: replies.Draft) -> AsyncIterator[str]:
 
 
 async def _write(draft: replies.Draft) -> None:
-    """Write the reply, and do what Django does at the end of a request: that of the page may be over by now."""
+    """Write the reply, then do what Django does at the end of a request, because the page's own may have ended."""
     try:
         await replies.write(draft)
     finally:
@@ -99,14 +100,14 @@ async def _followed(reply_id: int) -> AsyncIterator[str]:
 
 
 def _whole_message(request: HttpRequest, reply_id: int) -> str:
-    """Return the reply as the page shows it; nothing if its chat was deleted."""
+    """Return the reply as the page shows it, or nothing if its chat was deleted."""
     reply = Message.objects.filter(pk=reply_id).first()
     context = {"message": reply, "live_template": TEMPLATE}
     return render_to_string("chat/reply.html", context, request) if reply else ""
 
 
 def event(name: str, data: str) -> str:
-    """Return an event in the format of the protocol, where each line of the data is marked."""
+    """Return an event in the format of the protocol, which marks each line of the data."""
     return f"event: {name}\n" + "".join(f"data: {line}\n" for line in data.split("\n")) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""The pages of chats. Whose chat it is not gets 404, as if it did not exist."""
+"""The pages of chats. Other people's chats answer 404, as if they did not exist."""
 
 from datetime import timedelta
 from typing import Any
@@ -23,12 +23,12 @@ from .tasks import name_chat
 
 # A first message of one line and no more characters than this is the name of its chat.
 OWN_NAME_CHARACTERS = 40
-# After so long a chat that no task has named is named here: the task is lost, or no worker runs.
+# If no task has named a chat after this time, it is named here: the task is lost, or no worker runs.
 LONGEST_NAMELESS = timedelta(minutes=1)
-# As many chats as the list beside a chat shows, and the page of all chats at once.
+# How many chats the list beside a chat shows, and how many the page of all chats shows at once.
 RECENT_CHATS = 20
 SHOWN_CHATS = 40
-# As many messages as the page of a chat shows; a link fetches as many again.
+# How many messages the page of a chat shows. A link fetches as many again.
 SHOWN_MESSAGES = 40
 
 
@@ -38,7 +38,7 @@ SHOWN_MESSAGES = 40
 @never_cache
 @require_http_methods(["GET", "HEAD", "POST"])
 def index(request: HttpRequest) -> HttpResponse:
-    """List the chats of the user; with a question, start a new one."""
+    """List the chats of the user. With a question, start a new one."""
     form = AskForm(request.POST or None)
     if form.is_valid():
         try:
@@ -52,7 +52,7 @@ def index(request: HttpRequest) -> HttpResponse:
 
 @transaction.atomic
 def start_chat(request: HttpRequest, text: str) -> Chat:
-    """Return a new chat with its first question asked; raise Refused."""
+    """Return a new chat with its first question asked. Raises Refused."""
     chat = Chat.objects.create(owner=request.user, name=own_name(text))
     _, reply = replies.ask(chat, text)
     live.begin(reply)
@@ -63,14 +63,14 @@ def start_chat(request: HttpRequest, text: str) -> Chat:
 
 
 def own_name(text: str) -> str:
-    """Return a first message that is short enough to be the name of its chat, else nothing."""
+    """Return a first message if it is short enough to be the name of its chat, else an empty text."""
     return text if len(text) <= OWN_NAME_CHARACTERS and "\n" not in text else ""
 
 
 @never_cache
 @require_http_methods(["GET", "HEAD", "POST"])
 def chat(request: HttpRequest, chat_id: str, before: int | None = None) -> HttpResponse:
-    """Show a chat, or what was said before a message; with a question, ask it and answer with what is new."""
+    """Show a chat, or what was said before a message. With a question, ask it and answer with what is new."""
     shown = own_chat(request, chat_id)
     form = AskForm(request.POST or None)
     if form.is_valid():
@@ -88,12 +88,12 @@ def chat(request: HttpRequest, chat_id: str, before: int | None = None) -> HttpR
 
 
 def own_chat(request: HttpRequest, chat_id: str) -> Chat:
-    """Return the chat of the user; raise Http404 for another's."""
+    """Return the chat if it is the user's own, else raise Http404."""
     return get_object_or_404(Chat, pk=chat_id, owner=request.user)
 
 
 def show_asked(request: HttpRequest, shown: Chat, asked: tuple[Message, Message]) -> HttpResponse:
-    """Answer with the question, its reply and an empty form, or without htmx with the page."""
+    """Answer with the question, its reply and an empty form or, without htmx, with the page."""
     if not request.htmx:
         return redirect("chat:chat", shown.pk)
     context = {"chat": shown, "chat_messages": asked, "form": AskForm(), "live_template": live.TEMPLATE}
@@ -101,7 +101,7 @@ def show_asked(request: HttpRequest, shown: Chat, asked: tuple[Message, Message]
 
 
 def show_chat(request: HttpRequest, shown: Chat, form: AskForm, before: int | None) -> HttpResponse:
-    """Answer with the page of a chat, and on it the latest messages, or the latest before one of them."""
+    """Answer with the page of a chat, which shows the latest messages, or the latest before one of them."""
     replies.close_silent(chat=shown)
     messages = shown.messages.filter(pk__lt=before) if before else shown.messages.all()
     latest = list(messages.order_by("-pk")[: SHOWN_MESSAGES + 1])
@@ -122,7 +122,7 @@ def show_chat(request: HttpRequest, shown: Chat, form: AskForm, before: int | No
 @never_cache
 @require_safe
 def name(request: HttpRequest, chat_id: str) -> HttpResponse:
-    """Answer with the name of a chat; the page asks until there is one."""
+    """Answer with the name of a chat. The page asks until there is one."""
     named = own_chat(request, chat_id)
     if not named.name and timezone.now() - named.asked_at > LONGEST_NAMELESS:
         named.name = ai.first_words(named.messages.first().text)
@@ -141,7 +141,7 @@ def rename(request: HttpRequest, chat_id: str) -> HttpResponse:
 
 @require_POST
 def delete(request: HttpRequest, chat_id: str) -> HttpResponse:
-    """Delete a chat; what is being written for it ends by itself."""
+    """Delete a chat. A reply that is being written for it ends by itself."""
     own_chat(request, chat_id).delete()
     return HttpResponseClientRedirect(reverse("chat:index")) if request.htmx else redirect("chat:index")
 
@@ -151,7 +151,7 @@ def delete(request: HttpRequest, chat_id: str) -> HttpResponse:
 
 @require_POST
 def stop(request: HttpRequest, reply_id: int) -> HttpResponse:
-    """Stop a reply; what there is of it stays."""
+    """Stop a reply. The text that it has so far stays."""
     reply = own_reply(request, reply_id)
     replies.stop(reply)
     return show_reply(request, reply)
@@ -159,7 +159,7 @@ def stop(request: HttpRequest, reply_id: int) -> HttpResponse:
 
 @require_POST
 def retry(request: HttpRequest, reply_id: int) -> HttpResponse:
-    """Ask for a reply again that stopped or failed."""
+    """Ask again for a reply that was stopped or has failed."""
     reply = own_reply(request, reply_id)
     try:
         replies.ask_again(reply)
@@ -170,13 +170,13 @@ def retry(request: HttpRequest, reply_id: int) -> HttpResponse:
 
 
 def own_reply(request: HttpRequest, reply_id: int) -> Message:
-    """Return the reply in a chat of the user; raise Http404 for another's."""
+    """Return the reply if it is in one of the user's own chats, else raise Http404."""
     own = Message.objects.select_related("chat")
     return get_object_or_404(own, pk=reply_id, role=Message.Role.REPLY, chat__owner=request.user)
 
 
 def show_reply(request: HttpRequest, reply: Message, **context: Any) -> HttpResponse:
-    """Answer with the reply as it is now, or without htmx with the page of its chat."""
+    """Answer with the reply as it is now or, without htmx, with the page of its chat."""
     if not request.htmx:
         return redirect("chat:chat", reply.chat_id)
     reply.refresh_from_db()

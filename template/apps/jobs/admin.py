@@ -6,7 +6,7 @@ from .models import Job
 
 @admin.register(Job)
 class JobAdmin(admin.ModelAdmin):
-    """A look at everybody's jobs. Only the web pages and the workers write them; here they can be deleted."""
+    """Shows everybody's jobs. Only the web pages and the workers write them. Here they can be deleted."""
 
     date_hierarchy = "created_at"
     list_display = ("id", "owner", "state", "current", "total", "attempt", "created_at", "updated_at")

@@ -1,7 +1,7 @@
 """A job, and the steps from one state to the next.
 
-Web server, workers and the scheduled clean-up change the same rows at the same time. So each step is one UPDATE that
-names the states it may start from: whoever comes second changes nothing, and learns it from the returned False.
+The web server, the workers and the scheduled clean-up change the same rows at the same time. So each step is one UPDATE
+that names the states from which it may start: the second process changes nothing, and the returned False tells it so.
 """
 
 from datetime import timedelta
@@ -14,9 +14,9 @@ from django.utils import timezone
 
 from apps.web import clock
 
-# After so long in the queue the page says that no worker takes the job.
+# After this time in the queue, the page says that no worker takes the job.
 LATE = timedelta(seconds=10)
-# A running job writes its progress every second. One that waits may do so for long, if there is much to do.
+# A running job writes its progress every second. A queued job may wait for a long time if there is much to do.
 LONGEST_SILENCE = timedelta(minutes=2)
 LONGEST_WAIT = timedelta(hours=6)
 
@@ -26,7 +26,7 @@ UNSENT_MESSAGE = "It was not started: the message broker does not answer. Try ag
 
 
 class State(models.TextChoices):
-    """What has become of a job."""
+    """The state of a job."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -36,18 +36,18 @@ class State(models.TextChoices):
 
 
 class JobQuerySet(models.QuerySet):
-    """The jobs, by what is left to do for them."""
+    """Jobs, and what the scheduled clean-up does with them."""
 
     def stalled(self) -> "JobQuerySet":
-        """Return the jobs that a worker, or the queue, has lost."""
+        """Return the jobs that a worker or the queue has lost."""
         silent = models.Q(state=State.RUNNING, updated_at__lt=clock.ago(LONGEST_SILENCE))
         forgotten = models.Q(state=State.QUEUED, updated_at__lt=clock.ago(LONGEST_WAIT))
         return self.filter(silent | forgotten)
 
     def give_up(self) -> int:
-        """Close these jobs as failed, or as cancelled if that was asked for; return how many there were.
+        """Close these jobs as failed, or as cancelled if that was requested. Return how many there were.
 
-        Only those that are still so when they are closed: one may have moved since somebody looked.
+        Only jobs that still match are closed, because a job may have moved on since it was read.
         """
         now = timezone.now()
         cancelled = self.filter(cancel_requested=True).update(state=State.CANCELLED, updated_at=now)
@@ -55,12 +55,12 @@ class JobQuerySet(models.QuerySet):
 
 
 class Job(models.Model):
-    """Something that takes long, started by a user: here it counts seconds."""
+    """Something that takes long, started by a user. Here it counts seconds."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="jobs")
     state = models.CharField(max_length=10, choices=State.choices, default=State.QUEUED)
-    # Counts the runs. A worker that was given up and comes back sees another number, and stops.
+    # Counts the runs. A worker whose job was closed sees another number when it comes back, and stops.
     attempt = models.PositiveIntegerField(default=1)
     current = models.PositiveIntegerField(default=0, help_text="Seconds done.")
     total = models.PositiveIntegerField(default=10, help_text="Seconds to do.")
@@ -89,24 +89,24 @@ class Job(models.Model):
 
     @property
     def is_late(self) -> bool:
-        """Whether the job has waited longer than it does where a worker is free."""
+        """Whether the job has waited longer than it would if a worker were free."""
         return self.state == State.QUEUED and timezone.now() - self.updated_at > LATE
 
     @property
     def shape(self) -> str:
-        """What the parts of the row on the page depend on that are not its progress: the badge and the button."""
+        """The value that the badge and the button of the row on the page depend on, as opposed to the progress."""
         return f"{self.state}-cancelling" if self.is_active and self.cancel_requested else self.state
 
     # What users do ----------------------------------------------------------
 
     def cancel(self) -> bool:
-        """Take the job out of the queue, or ask the worker that runs it to stop; return whether there was a need."""
+        """Take the job out of the queue, or ask the worker that runs it to stop. Return whether that was necessary."""
         return self._change([State.QUEUED], state=State.CANCELLED) or self._change(
             [State.RUNNING], cancel_requested=True
         )
 
     def retry(self) -> bool:
-        """Put a failed job back into the queue, not to fail on purpose again; return whether it had failed."""
+        """Queue a failed job again, this time without the deliberate failure. Return whether it had failed."""
         return self._change(
             [State.FAILED],
             state=State.QUEUED,
@@ -120,30 +120,30 @@ class Job(models.Model):
     # What workers do --------------------------------------------------------
 
     def claim(self) -> bool:
-        """Take the job from the queue for this attempt; return False if somebody was faster, or it was cancelled."""
+        """Claim the job for this attempt. Return False if another worker was faster, or the job was cancelled."""
         return self._change([State.QUEUED], state=State.RUNNING)
 
     def advance(self, current: int) -> bool:
-        """Write down how far the job is; return False if it is no longer wanted."""
+        """Record how far the job is. Return False if it is no longer wanted."""
         return self._change([State.RUNNING], unless_cancelled=True, current=current)
 
     def finish(self) -> bool:
-        """Close the job as done, or as cancelled if that was asked for in time."""
+        """Close the job as done, or as cancelled if that was requested in time."""
         return self._change([State.RUNNING], unless_cancelled=True, state=State.DONE, current=self.total) or (
             self._change([State.RUNNING], state=State.CANCELLED)
         )
 
     def fail(self, message: str) -> bool:
-        """Close a job that did not come to its end, as cancelled if that was asked for, else with this message."""
+        """Close a job that did not finish: as cancelled if that was requested, else as failed with this message."""
         active = [State.QUEUED, State.RUNNING]
         return self._change(active, unless_cancelled=True, state=State.FAILED, message=message) or (
             self._change([State.RUNNING], state=State.CANCELLED)
         )
 
     def _change(self, states: list[State], *, unless_cancelled: bool = False, **values: Any) -> bool:
-        """Write the values if the job is in one of the states and in the same attempt; return whether it was.
+        """Write the values if the job is in one of the states and in the same attempt. Return whether it was.
 
-        With `unless_cancelled` a job that somebody wants to be cancelled is left alone, too.
+        With `unless_cancelled`, also leave a job alone that somebody wants to cancel.
         """
         rows = Job.objects.filter(pk=self.pk, attempt=self.attempt, state__in=states)
         if unless_cancelled:

@@ -13,12 +13,12 @@ logger = logging.getLogger(__name__)
 
 
 class FailedOnPurpose(Exception):
-    """What a job raises that was started to fail."""
+    """Raised by a job that was started to fail."""
 
 
 @shared_task
 def run(job_id: str, attempt: int) -> None:
-    """Do the job, unless it was cancelled or already done: the same message may come twice."""
+    """Do the job, unless it was cancelled or is already done, because the same message may arrive twice."""
     job = Job.objects.filter(pk=job_id, attempt=attempt).first()
     if job is None or not job.claim():
         logger.info("Job %s, attempt %s: nothing to do", job_id, attempt)
@@ -26,13 +26,13 @@ def run(job_id: str, attempt: int) -> None:
     try:
         work(job)
     except Exception:
-        # Users read one sentence; the worker logs the traceback of what a task raises.
+        # Users read one sentence. The worker logs the traceback.
         job.fail(FAILURE_MESSAGE)
         raise
 
 
 def work(job: Job) -> None:
-    """Count the seconds of the job, and stop where it is no longer wanted. Your own work takes the place of this."""
+    """Count the seconds of the job, and stop if the job is cancelled. Replace this with your own work."""
     for second in range(1, job.total + 1):
         time.sleep(STEP_SECONDS)
         if job.fail_on_purpose and second > job.total / 2:
@@ -44,6 +44,6 @@ def work(job: Job) -> None:
 
 @shared_task
 def close_stalled_jobs() -> None:
-    """Close the jobs of workers that died, and those that the queue has lost, so that people can retry them."""
+    """Close the jobs of dead workers and those that the queue has lost, so that people can retry them."""
     if count := Job.objects.stalled().give_up():
         logger.warning("%s jobs were given up: nothing was heard of them for too long", count)

@@ -1,4 +1,4 @@
-"""The page of my jobs. Every view looks among the jobs of the signed-in user only: those of others do not exist."""
+"""The page of my jobs. Every view finds only the jobs of the signed-in user, as if no others existed."""
 
 from uuid import UUID
 
@@ -33,7 +33,7 @@ def jobs(request: HttpRequest) -> HttpResponse:
 @never_cache
 @require_safe
 def show(request: HttpRequest, job_id: UUID) -> HttpResponse:
-    """Answer with how far a job is: its page asks every second until the job is at its end.
+    """Answer with the progress of a job. Its page asks every second until the job has ended.
 
     While only the progress changes, only the progress is replaced, so that no button vanishes under a finger.
     """
@@ -47,10 +47,10 @@ def show(request: HttpRequest, job_id: UUID) -> HttpResponse:
 
 @require_POST
 def cancel(request: HttpRequest, job_id: UUID) -> HttpResponse:
-    """Stop a job that waits or runs.
+    """Stop a job that is waiting or running.
 
-    The answer is an event at which the page asks how far the job is. A new row would remove the element that asks every
-    second while an answer may be on its way to it.
+    The answer is an event that makes the page ask how far the job is. A new row would remove the element that asks
+    every second while an answer may be on its way to it.
     """
     _own_job(request, job_id).cancel()
     if not request.htmx:
@@ -60,7 +60,7 @@ def cancel(request: HttpRequest, job_id: UUID) -> HttpResponse:
 
 @require_POST
 def retry(request: HttpRequest, job_id: UUID) -> HttpResponse:
-    """Run a job again that has failed."""
+    """Run a failed job again."""
     job = _own_job(request, job_id)
     if job.retry():
         _send(job)

@@ -15,15 +15,18 @@ class PlanAdmin(admin.ModelAdmin):
     readonly_fields = ["price", "interval"]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Plan | None = None) -> list[str]:
-        """Keep a price that teams pay: by it their plan is found. For another price, hide the plan and add one."""
+        """Do not change a price that teams pay, because it identifies their plan.
+
+        For another price, hide the plan and add a new one.
+        """
         return [*self.readonly_fields, *(["price_id"] if obj and _is_paid(obj) else [])]
 
     def has_delete_permission(self, request: HttpRequest, obj: Plan | None = None) -> bool:
-        """Refuse while teams pay for it."""
+        """Refuse while teams pay for the plan."""
         return super().has_delete_permission(request, obj) and not (obj and _is_paid(obj))
 
     def save_model(self, request: HttpRequest, plan: Plan, form, change: bool) -> None:
-        """Save the plan in any case; say so if its price could not be read."""
+        """Save the plan in any case, and warn if its price could not be read."""
         if plan.amount is None or "price_id" in form.changed_data:
             plan.amount = None
             try:
@@ -39,22 +42,22 @@ class PlanAdmin(admin.ModelAdmin):
 
 @admin.register(Subscription)
 class SubscriptionAdmin(admin.ModelAdmin):
-    """What Stripe said last. Changes are made there, and come back by themselves."""
+    """What Stripe said last. Make changes at Stripe; they arrive here by themselves."""
 
     list_display = ["team", "status", "quantity", "current_period_end", "stripe_id"]
     list_filter = ["status"]
     search_fields = ["team__name", "stripe_id", "team__customer_id"]
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        """Refuse: subscriptions begin with a checkout."""
+        """Refuse, because subscriptions begin with a checkout."""
         return False
 
     def has_change_permission(self, request: HttpRequest, obj: Subscription | None = None) -> bool:
-        """Refuse: Stripe would not learn of it."""
+        """Refuse, because Stripe would not learn of the change."""
         return False
 
     def has_delete_permission(self, request: HttpRequest, obj: Subscription | None = None) -> bool:
-        """Refuse until it has ended: Stripe would go on billing a team that nobody knows any more."""
+        """Refuse until it has ended, because Stripe would continue to bill a team that no longer exists here."""
         return super().has_delete_permission(request, obj) and obj is not None and obj.has_ended
 
 

@@ -1,4 +1,4 @@
-"""All that is said to Stripe, and what is kept of its answers. https://docs.stripe.com/api?lang=python"""
+"""All communication with Stripe, and what is stored of its answers. https://docs.stripe.com/api?lang=python"""
 
 import logging
 from datetime import UTC, datetime
@@ -17,9 +17,9 @@ from apps.web.clock import for_column
 from .models import Plan, Subscription
 from .units import units_of
 
-# The SDK waits 80 seconds by itself, longer than a person does.
+# The SDK's default is 80 seconds, which is longer than people wait.
 TIMEOUT_SECONDS = 15
-# What passes by itself, and is worth another try.
+# Temporary errors, which are worth a retry.
 TRANSIENT_ERRORS = (stripe.APIConnectionError, stripe.APIError, stripe.RateLimitError)
 
 logger = logging.getLogger(__name__)
@@ -31,9 +31,9 @@ def is_configured() -> bool:
 
 
 def client(retries: int = 2) -> stripe.StripeClient:
-    """Return a client that tries again so often when the network fails, or Stripe does.
+    """Return a client that retries this many times if the network or Stripe fails.
 
-    Zero where a row is locked meanwhile. Raises stripe.AuthenticationError where no key is set.
+    Use zero while a row is locked. Raises stripe.AuthenticationError if no key is set.
     """
     return stripe.StripeClient(
         settings.STRIPE_SECRET_KEY or None,
@@ -44,10 +44,10 @@ def client(retries: int = 2) -> stripe.StripeClient:
 
 
 def read_price(plan: Plan) -> None:
-    """Put into the plan, unsaved, what its price is in Stripe, where the amount of a price never changes."""
+    """Read the plan's price from Stripe, where the amount of a price never changes, into the unsaved plan."""
     price = client().v1.prices.retrieve(plan.price_id, {"expand": ["tiers"]}).to_dict()
     tiers = price.get("tiers") or [price]
-    # Zero is a price, too.
+    # Zero is also a price.
     amounts = [Decimal(tier["unit_amount_decimal"]) for tier in tiers if tier.get("unit_amount_decimal") is not None]
     recurring = price.get("recurring") or {}
     count = recurring.get("interval_count", 1)
@@ -58,14 +58,15 @@ def read_price(plan: Plan) -> None:
 
 @transaction.atomic
 def checkout_url(team: Team, plan: Plan, email: str, done_url: str, back_url: str) -> str:
-    """Return the page of Stripe on which the team subscribes to the plan; Stripe adds the session to `done_url`.
+    """Return the Stripe page on which the team subscribes to the plan. Stripe adds the session to `done_url`.
 
-    An older page, in another tab or of another owner, ends with it: paid as well, it would be a second subscription.
+    This expires an older page in another tab or of another owner, because paying there as well would create a second
+    subscription.
     """
     team = _locked(team.pk)
     api = client(retries=0).v1
     if not team.customer_id:
-        # The same for each checkout, so that one portal shows all that the team pays for.
+        # The same customer is used for each checkout, so that one portal shows everything that the team pays for.
         team.customer_id = api.customers.create({"email": email, "name": team.name}).id
         team.save(update_fields=["customer_id"])
     for older in api.checkout.sessions.list({"customer": team.customer_id, "status": "open"}).auto_paging_iter():
@@ -85,24 +86,24 @@ def checkout_url(team: Team, plan: Plan, email: str, done_url: str, back_url: st
 
 
 def portal_url(team: Team, back_url: str) -> str:
-    """Return the page of Stripe on which the team changes its card or plan, reads invoices, or cancels."""
+    """Return the Stripe page on which the team changes its card or plan, reads invoices, or cancels."""
     parameters = {"customer": team.customer_id, "return_url": back_url}
     return client().v1.billing_portal.sessions.create(parameters).url
 
 
 def begun_by(team: Team, session_id: str) -> str | None:
-    """Return the id of the subscription that the team's checkout began; None if it began none, or is another team's."""
+    """Return the id of the subscription that the team's checkout began, or None if it began none or is another's."""
     session = client().v1.checkout.sessions.retrieve(session_id).to_dict()
     return session.get("subscription") if session.get("client_reference_id") == str(team.pk) else None
 
 
 @transaction.atomic
 def refetch(stripe_id: str) -> Subscription | None:
-    """Write down what Stripe says about the subscription now, and return its team's row; None if it is no team's.
+    """Store what Stripe says about the subscription now, and return its team's row, or None if it belongs to no team.
 
-    The row may be about another subscription, if the team has two: then that one counts more.
+    If the team has two subscriptions, the row may describe the other, more important one.
 
-    Events come late, twice and out of order. So none of them is believed: each is only a reason to ask.
+    Events arrive late, twice and out of order, so their content is ignored: each is only a reason to ask Stripe.
     """
     known = Subscription.objects.filter(stripe_id=stripe_id).first()
     team_id = known.team_id if known else (_ask(stripe_id).get("metadata") or {}).get("team", "")
@@ -110,8 +111,8 @@ def refetch(stripe_id: str) -> Subscription | None:
     if team is None:
         logger.info("%s is the subscription of no team", stripe_id)
         return None
-    # Asked with the locks held: who asks later also writes later, so an old answer never replaces a new one. The team's
-    # lock serves before there is a row, the row's keeps off who counts seats.
+    # Stripe is asked while the locks are held: whoever asks later also writes later, so an old answer never replaces a
+    # new one. The lock of the team works before there is a row, and the lock of the row keeps the seat count out.
     row = Subscription.objects.select_for_update().filter(team=team).first()
     found = _ask(stripe_id)
     if row and row.stripe_id != stripe_id:
@@ -127,13 +128,13 @@ def refetch(stripe_id: str) -> Subscription | None:
 
 
 def doubtful() -> QuerySet[Subscription]:
-    """Return the subscriptions of which an event seems lost: they should have been renewed, ended or paid by now."""
+    """Return the subscriptions for which an event seems lost: they should have been renewed, ended or paid by now."""
     is_late = Q(current_period_end__lt=timezone.now()) | Q(status=Subscription.Status.INCOMPLETE)
     return Subscription.objects.exclude(status__in=Subscription.ENDED_STATUSES).filter(is_late)
 
 
 def _locked(team_id: int) -> Team | None:
-    # No lock of its key: somebody who joins the team need not wait for Stripe.
+    # This does not lock the key, so somebody who joins the team need not wait for Stripe.
     return Team.objects.select_for_update(no_key=True).filter(pk=team_id).first()
 
 
@@ -142,18 +143,18 @@ def _ask(stripe_id: str) -> dict[str, Any]:
 
 
 def _others(found: dict[str, Any], team: Team) -> list[dict[str, Any]]:
-    """Return what else the team has: of two subscriptions it may have ended the one that was known here."""
+    """Return the team's other subscriptions, because of two, it may have ended the one that was known here."""
     of_customer = client(retries=0).v1.subscriptions.list({"customer": found["customer"]}).to_dict()["data"]
     return [one for one in of_customer if (one.get("metadata") or {}).get("team") == str(team.pk)]
 
 
 def _weight(status: str) -> int:
-    """Return 2 for what is active, 1 for what can still be paid or go on, 0 for what has ended."""
+    """Return 2 for an active subscription, 1 for one that can still be paid or continue, 0 for one that has ended."""
     return (status in Subscription.ACTIVE_STATUSES) + (status not in Subscription.ENDED_STATUSES)
 
 
 def _fields(found: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a row for what Stripe says. Of several items, the one that is a plan's counts."""
+    """Return the fields of a row from Stripe's answer. Of several items, the one that belongs to a plan counts."""
     items = found["items"]["data"]
     plans = set(Plan.objects.values_list("price_id", flat=True))
     item = next((item for item in items if item["price"]["id"] in plans), items[0])
@@ -165,6 +166,6 @@ def _fields(found: dict[str, Any]) -> dict[str, Any]:
         "status": found["status"],
         "quantity": item.get("quantity", 1),
         "current_period_end": for_column(datetime.fromtimestamp(period_end, UTC)) if period_end else None,
-        # The portal writes the date of the end; the switch is the older way to say the same.
+        # The portal sets the date of the end. The flag is the older way to say the same.
         "ends_at_period_end": bool(found.get("cancel_at_period_end") or found.get("cancel_at")),
     }

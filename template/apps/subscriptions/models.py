@@ -4,14 +4,14 @@ from django.db import models
 
 from apps.teams.models import Team
 
-# Stripe counts money in the smallest coin, which is a hundredth except in these currencies.
+# Stripe counts money in the smallest unit, which is a hundredth except in these currencies.
 # https://docs.stripe.com/currencies#zero-decimal
 UNDIVIDED = ("bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf")
 THOUSANDTHS = ("bhd", "jod", "kwd", "omr", "tnd")
 
 
 class Plan(models.Model):
-    """One card on the pricing page, written in the admin. What it costs is read from its price in Stripe."""
+    """One card on the pricing page, written in the admin. The amount is read from its price in Stripe."""
 
     name = models.CharField(max_length=80)
     description = models.CharField(max_length=200, blank=True)
@@ -25,8 +25,8 @@ class Plan(models.Model):
     )
     position = models.PositiveSmallIntegerField(default=0, help_text="Plans with a low number stand first.")
     is_public = models.BooleanField(default=True, help_text="Hidden plans can be kept, but no longer be chosen.")
-    # The lowest price of a unit, in the smallest coin: Stripe allows fractions of it. Null until the price was read,
-    # and where it has no such amount.
+    # The lowest price of a unit, counted as Stripe does, which allows fractions. Null until the price was read, and if
+    # it has no such amount.
     amount = models.DecimalField(max_digits=24, decimal_places=12, null=True, editable=False)
     currency = models.CharField(max_length=3, editable=False)
     interval = models.CharField(max_length=20, editable=False)
@@ -39,7 +39,7 @@ class Plan(models.Model):
 
     @property
     def price(self) -> str:
-        """The price as people write it, such as "USD 12.50"; empty while it is not known."""
+        """The price as people write it, such as "USD 12.50". Empty while it is not known."""
         if self.amount is None:
             return ""
         decimals = 0 if self.currency in UNDIVIDED else 3 if self.currency in THOUSANDTHS else 2
@@ -63,12 +63,12 @@ class Subscription(models.Model):
         TRIALING = "trialing", "On trial"
         UNPAID = "unpaid", "Unpaid"
 
-    # A payment that failed is tried again for some days; until Stripe gives up, the team keeps what it has.
+    # Stripe retries a failed payment for some days. Until Stripe gives up, the team keeps what it has.
     ACTIVE_STATUSES = (Status.ACTIVE, Status.PAST_DUE, Status.TRIALING)
-    # What is neither active nor ended can still be paid, or go on, at Stripe.
+    # A subscription that is neither active nor ended can still be paid or continue at Stripe.
     ENDED_STATUSES = (Status.CANCELED, Status.INCOMPLETE_EXPIRED)
 
-    # A team that pays cannot be deleted: nobody would be left to end the payments.
+    # A team that pays cannot be deleted, because nobody would be left to end the payments.
     team = models.OneToOneField(Team, models.PROTECT, related_name="subscription")
     stripe_id = models.CharField(max_length=255, unique=True)
     item_id = models.CharField(max_length=255)
@@ -89,10 +89,10 @@ class Subscription(models.Model):
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing comes of it any more, so that the team may subscribe again."""
+        """Whether it has ended for good, so that the team may subscribe again."""
         return self.status in self.ENDED_STATUSES
 
     @property
     def plan(self) -> Plan | None:
-        """The plan of this price; None where the price was chosen in Stripe."""
+        """The plan of this price, or None if the price was chosen in Stripe."""
         return Plan.objects.filter(price_id=self.price_id).first()

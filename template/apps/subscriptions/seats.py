@@ -1,10 +1,11 @@
 """Keeps the quantity of a subscription equal to the seats of its team.
 
-A change of seats sends a task when it is committed. The task counts then, not when it was sent, and it says a number,
-not a difference: so it may come twice, late, or in another order, and one task that succeeds makes good for all before
-it. What sends no task (`bulk_create`, a broker that was away) is found by `sync_all`, on a schedule.
+A change of seats sends a task when it is committed. The task counts the seats when it runs, not when it was sent, and
+reports a number, not a difference. So it may arrive twice, late or out of order, and one successful task makes up for
+all earlier ones. `sync_all` runs on a schedule and finds changes that sent no task (`bulk_create`, a broker that was
+down).
 
-Only prices of plans are counted. Any other was agreed upon in Stripe, maybe for the whole team.
+Only prices of plans are counted. Any other price was agreed on in Stripe, maybe for the whole team.
 """
 
 import logging
@@ -27,12 +28,12 @@ logger = logging.getLogger(__name__)
 
 @transaction.atomic
 def sync(team_id: int) -> bool:
-    """Tell Stripe how many seats the team has now; return whether there was anything to tell.
+    """Tell Stripe how many seats the team has now. Return whether there was anything to report.
 
-    Raises stripe.StripeError if Stripe refuses or does not answer; nothing is changed then.
+    Raises stripe.StripeError if Stripe refuses or does not answer. Nothing is changed then.
     """
-    # Locked while Stripe is asked: of two tasks at once, the later one counts when the earlier one is done. So the
-    # call is not repeated in here; whoever sends it tries again, without the lock.
+    # The row is locked during the call to Stripe, so if two tasks run at once, the later one counts when the earlier
+    # one is done. The call is therefore not retried in here. The caller retries it, without the lock.
     subscription = Subscription.objects.select_for_update().filter(team_id=team_id).first()
     if subscription is None or not subscription.is_active or subscription.plan is None:
         return False
@@ -41,7 +42,7 @@ def sync(team_id: int) -> bool:
         logger.error("Nobody is left in team %s, which still pays: cancel %s", team_id, subscription.stripe_id)
     if seats in (0, subscription.quantity):
         return False
-    # No idempotency key: 5, 6 and 5 seats again would be answered with the first 5, and billed as 6.
+    # There is no idempotency key. For 5, 6 and again 5 seats, Stripe would repeat the first answer and bill 6.
     client(retries=0).v1.subscription_items.update(
         subscription.item_id, {"quantity": seats, "proration_behavior": settings.STRIPE_PRORATION}
     )
@@ -51,7 +52,7 @@ def sync(team_id: int) -> bool:
 
 
 def out_of_step() -> QuerySet[Subscription]:
-    """Return the active subscriptions to a plan whose quantity is not the number of seats, each with `seats`."""
+    """Return the active subscriptions to a plan whose quantity differs from the number of seats, each with `seats`."""
     active = Subscription.objects.filter(
         status__in=Subscription.ACTIVE_STATUSES, price_id__in=Plan.objects.values("price_id")
     )
@@ -61,14 +62,14 @@ def out_of_step() -> QuerySet[Subscription]:
 
 @shared_task(base=RetryingTask, autoretry_for=TRANSIENT_ERRORS)
 def sync_team(team_id: int) -> None:
-    """Bring one subscription into step. Safe to repeat."""
+    """Bring one subscription into step. Idempotent."""
     if is_configured():
         sync(team_id)
 
 
 @shared_task
 def sync_all() -> None:
-    """Send a task for each subscription that is out of step or in doubt, so that one that fails stops no other."""
+    """Send a task for each subscription that is out of step or in doubt, so that a failure does not stop the others."""
     for subscription in out_of_step():
         send(sync_team, subscription.team_id)
     for subscription in doubtful() if is_configured() else ():
@@ -76,7 +77,7 @@ def sync_all() -> None:
 
 
 def watch() -> None:
-    """Send the task whenever a seat is taken or left, or Stripe has another number than the team."""
+    """Send the task whenever a seat is taken or given up, or Stripe has a different number than the team."""
     post_save.connect(_seat_saved, sender=Membership, dispatch_uid="seat_saved")
     post_delete.connect(_seat_deleted, sender=Membership, dispatch_uid="seat_deleted")
     post_save.connect(_subscription_saved, sender=Subscription, dispatch_uid="subscription_saved")
@@ -96,7 +97,7 @@ def _seats_changed(membership: Membership) -> None:
         if Subscription.objects.filter(team_id=membership.team_id).exists():
             send(sync_team, membership.team_id)
 
-    # Asked after the commit: the subscription may be written down at the same moment, by who does not see the seat.
+    # Asked after the commit, because a process that does not see the seat yet may be storing the subscription.
     transaction.on_commit(tell)
 
 

@@ -1,4 +1,4 @@
-"""The work that an event of Stripe causes: Stripe gets its answer at once, and a worker asks it back."""
+"""The work that a Stripe event causes: Stripe gets its answer at once, and a worker then asks Stripe."""
 
 from functools import partial
 
@@ -11,10 +11,10 @@ from .billing import TRANSIENT_ERRORS, refetch
 
 @shared_task(base=RetryingTask, autoretry_for=TRANSIENT_ERRORS)
 def refetch_subscription(stripe_id: str) -> None:
-    """Write down what Stripe says about the subscription now. Safe to repeat."""
+    """Store what Stripe says about the subscription now. Idempotent."""
     refetch(stripe_id)
 
 
 def follow_up(stripe_id: str) -> None:
-    """Send the task; while the broker is away, do without it."""
+    """Send the task. If the broker is down, do the work here."""
     send(refetch_subscription, stripe_id, on_failure=partial(refetch, stripe_id))

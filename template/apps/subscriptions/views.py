@@ -1,4 +1,4 @@
-"""The pricing page, and the subscription of a team. All that has to do with cards happens on Stripe's pages."""
+"""The pricing page, and the subscription of a team. Everything about cards happens on Stripe's pages."""
 
 import logging
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def pricing(request: HttpRequest) -> HttpResponse:
 
 @require_safe
 def team(request: HttpRequest, team_id: int) -> HttpResponse:
-    """Show a team what it pays for; let its owners subscribe."""
+    """Show a team what it pays for, and let its owners subscribe."""
     me = own_membership(request, team_id)
     subscription = Subscription.objects.filter(team=me.team).first()
     context = {"me": me, "team": me.team, "subscription": subscription}
@@ -63,7 +63,7 @@ def portal(request: HttpRequest, team_id: int) -> HttpResponse:
 
 @require_safe
 def done(request: HttpRequest, team_id: int) -> HttpResponse:
-    """Welcome an owner back from the checkout. The webhook tells the same, but may be late, or not reach a laptop."""
+    """Welcome an owner back from the checkout. The webhook reports the same, but may be late, or not reach a laptop."""
     me = as_owner(request, team_id)
     try:
         stripe_id = billing.begun_by(me.team, request.GET.get("session", ""))
@@ -81,7 +81,7 @@ def done(request: HttpRequest, team_id: int) -> HttpResponse:
 
 
 def _to_stripe(request: HttpRequest, team_id: int, page: Callable[[], str]) -> HttpResponse:
-    """Redirect to a page of Stripe; back, with a sentence, if there is none."""
+    """Redirect to a Stripe page or, if there is none, back with a sentence."""
     try:
         return redirect(page())
     except stripe.StripeError:
@@ -102,7 +102,7 @@ def _plans() -> dict[str, object]:
 
 
 def _start_url(request: HttpRequest) -> str:
-    """Return where somebody who likes a plan goes on: to sign up, to the team, or to one of several."""
+    """Return where somebody who likes a plan continues: the sign-up page, the team, or the list of teams."""
     if not request.user.is_authenticated:
         return f"{reverse('account_signup')}?next={reverse('subscriptions:pricing')}"
     owned = list(request.user.memberships.filter(role=Role.OWNER)[:2])

@@ -1,1 +1,1 @@
-"""Background tasks by Celery. The README in this folder says what each room is for, and what you may delete."""
+"""Background tasks with Celery. The README in this folder says what each room is for, and what you may delete."""

@@ -7,13 +7,13 @@ from .broker import broker_kind
 
 
 class TasksConfig(AppConfig):
-    """Background tasks by Celery: what sends, runs, schedules and remembers them."""
+    """Background tasks with Celery: the code that sends, runs, schedules and remembers them."""
 
     name = "apps.tasks"
     verbose_name = "Background tasks"
 
     def ready(self) -> None:
-        """Register the tasks and signals of modules that nothing else needs to import."""
+        """Register the tasks and signals of modules that nothing else imports."""
         from .sending import outbox, unattended  # noqa: F401
 
     def switched_on(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the project remembers about its tasks."""
+"""The tables in which the project stores what it has to remember about its tasks."""
 
 from uuid import uuid4
 
@@ -7,18 +7,18 @@ from django_celery_beat.models import PeriodicTask
 
 
 class ScheduledTask(models.Model):
-    """The mark on a periodic task that `bootstrap_celery_tasks` made or adopted, and so may change.
+    """The mark on a periodic task that `bootstrap_celery_tasks` created or adopted, and may therefore change.
 
-    A table of its own, because `PeriodicTask` has no column for it but `headers`, which people may edit or empty in the
-    admin, and which travels with every message to the workers. This mark survives any edit in the admin, a change of
-    the task's name too, and is deleted with the task.
+    It has its own table, because the only column of `PeriodicTask` for it would be `headers`, which people may edit or
+    empty in the admin, and which travels to the workers with every message. This mark survives every edit in the admin,
+    including a change of the task's name, and is deleted with the task.
     """
 
     name = models.CharField(max_length=200, unique=True, help_text="The key in SCHEDULED_TASKS.")
     periodic_task = models.OneToOneField(PeriodicTask, on_delete=models.CASCADE, related_name="scheduled_task")
     adopted = models.BooleanField(help_text="Made elsewhere, before the entry was: never deleted with it.")
     entry = models.JSONField(help_text="The entry as it was last written; what differs from it was edited since.")
-    # The schedule's row if the command made that as well. No foreign key: there are four tables.
+    # The schedule's row, if the command created that as well. This is no foreign key, because there are four tables.
     schedule_kind = models.CharField(max_length=10, blank=True)
     schedule_id = models.IntegerField(null=True)
 
@@ -27,7 +27,10 @@ class ScheduledTask(models.Model):
 
 
 class BeatLease(models.Model):
-    """Which beat may send: one row, whose counter its holder raises every few seconds while the others watch."""
+    """Says which beat may send.
+
+    It is one row whose counter the holder increments every few seconds while the others watch.
+    """
 
     id = models.PositiveSmallIntegerField(primary_key=True, default=1)
     holder = models.CharField(max_length=200, blank=True, help_text="Empty if the last holder has ended.")
@@ -41,13 +44,13 @@ class BeatLease(models.Model):
 class FailedTask(models.Model):
     """A task that has failed for good, with its message, which can be sent again.
 
-    What the task was called with is in here, secrets and personal data included, until it is sent again, deleted, or
-    FAILED_TASKS_KEPT_DAYS have passed.
+    The row contains the task's arguments, including secrets and personal data, until the task is sent again or deleted,
+    or FAILED_TASKS_KEPT_DAYS have passed.
     """
 
     task_id = models.CharField(max_length=255, unique=True)
     name = models.CharField("task", max_length=255, db_index=True)
-    # As the sender wished them to be shown; in full they are in the message.
+    # As the sender wants them shown. The message contains them in full.
     args = models.TextField("positional arguments", blank=True)
     kwargs = models.TextField("keyword arguments", blank=True)
     exception = models.TextField()
@@ -66,7 +69,7 @@ class FailedTask(models.Model):
 
 
 class ReturnedTask(models.Model):
-    """A task that was started, and whose message came back because the worker ended before the task did."""
+    """A task that was started, and whose message was redelivered because the worker died before the task had ended."""
 
     task_id = models.CharField(max_length=255, primary_key=True)
     times = models.PositiveIntegerField()
@@ -77,7 +80,7 @@ class ReturnedTask(models.Model):
 
 
 class UnknownQueue(models.Model):
-    """A queue that a task was sent to and that the settings do not have."""
+    """A queue that a task was sent to, but that is not in the settings."""
 
     name = models.CharField(max_length=255, primary_key=True)
     sent_at = models.DateTimeField()
@@ -87,10 +90,10 @@ class UnknownQueue(models.Model):
 
 
 class OutgoingTask(models.Model):
-    """A task that is written down, because the broker did not take it, its time is far, or it must not be lost.
+    """A task that is stored because the broker did not accept it, it is due much later, or it must not be lost.
 
-    The row of a durable task lasts until the task has ended, the others until the broker has their message. Deleting a
-    row takes the task back.
+    The row of a durable task exists until the task has ended, and any other row until the broker has its message. To
+    cancel the task, delete the row.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -111,7 +114,7 @@ class OutgoingTask(models.Model):
 
     @property
     def reason(self) -> str:
-        """Why the task is written down."""
+        """Why the task is stored."""
         if self.error:
             return f"not taken: {self.error}"
         return "has not ended" if self.durable else "its time is far"

@@ -6,7 +6,7 @@ from .models import Invitation, Membership, Team
 
 
 class MembershipInline(admin.TabularInline):
-    """The members of a team, on its page."""
+    """The members of a team, on the team's page."""
 
     model = Membership
     raw_id_fields = ["user"]
@@ -33,7 +33,7 @@ class TeamAdmin(admin.ModelAdmin):
 
 @admin.register(Invitation)
 class InvitationAdmin(admin.ModelAdmin):
-    """Invitations that wait for their answer."""
+    """Invitations that are waiting for an answer."""
 
     list_display = ["email", "team", "role", "sent_at"]
     raw_id_fields = ["team", "invited_by"]

@@ -2,7 +2,7 @@ from django.apps import AppConfig
 
 
 class TeamsConfig(AppConfig):
-    """Teams: their members, the roles of these, and invitations by e-mail."""
+    """Teams, their members and roles, and invitations by e-mail."""
 
     name = "apps.teams"
     verbose_name = "Teams"

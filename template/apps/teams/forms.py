@@ -22,7 +22,7 @@ class RoleForm(forms.ModelForm):
 
 
 class InvitationForm(forms.Form):
-    """Whom to invite to a team, and as what. Only owners make owners, later."""
+    """Whom to invite to a team, and in which role. Only owners can make other members owners, later."""
 
     email = forms.EmailField(label="E-mail address")
     role = forms.ChoiceField(choices=[(role.value, role.label) for role in (Role.MEMBER, Role.ADMIN)])
@@ -32,14 +32,14 @@ class InvitationForm(forms.Form):
         self.team = team
 
     def clean_email(self) -> str:
-        """Refuse who is in the team already; return the address in lower case, as users have it."""
+        """Refuse people who are already in the team. Return the address in lower case, as users have it."""
         email = self.cleaned_data["email"].lower()
         if self.team.members.filter(email=email).exists():
             raise forms.ValidationError(f"{email} is in the team already.")
         return email
 
     def save(self, invited_by) -> Invitation:
-        """Return the invitation; a second one to the same address replaces the first."""
+        """Return the invitation. A second one to the same address replaces the first."""
         invitation, _ = self.team.invitations.update_or_create(
             email=self.cleaned_data["email"],
             defaults={"role": self.cleaned_data["role"], "invited_by": invited_by, "sent_at": timezone.now()},

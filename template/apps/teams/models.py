@@ -1,4 +1,4 @@
-"""Teams, and who is in them."""
+"""Teams and their members."""
 
 from datetime import timedelta
 
@@ -15,12 +15,12 @@ from apps.web.allowance import HourlyAllowance
 
 INVITATION_LIFETIME = timedelta(days=7)
 INVITATION_SALT = "apps.teams.invitation"
-# Nobody can use a team to send e-mails to half the world.
+# Limits invitations, so that nobody can use a team to send mass e-mail.
 INVITATIONS_PER_HOUR = 20
 
 
 class Role(models.TextChoices):
-    """What a member may do. Owners pay and give roles; admins invite and remove members; members take part."""
+    """What a member may do. Owners pay and assign roles; admins invite and remove members; members take part."""
 
     OWNER = "owner", "Owner"
     ADMIN = "admin", "Admin"
@@ -31,12 +31,12 @@ MANAGERS = (Role.OWNER, Role.ADMIN)
 
 
 class Team(models.Model):
-    """People who work together, and share a subscription."""
+    """People who work together and share a subscription."""
 
     name = models.CharField(max_length=80)
     members = models.ManyToManyField(settings.AUTH_USER_MODEL, through="Membership", related_name="teams")
     created_at = models.DateTimeField(default=timezone.now, editable=False)
-    # The team as Stripe knows it, from its first checkout on.
+    # The id of the team at Stripe, from its first checkout on.
     customer_id = models.CharField(max_length=255, blank=True, editable=False)
 
     class Meta:
@@ -47,7 +47,7 @@ class Team(models.Model):
 
     @property
     def seats(self) -> int:
-        """How many people are in the team now. Invitations take no seat until they are accepted."""
+        """How many people are in the team now. An invitation takes no seat until it is accepted."""
         return self.memberships.count()
 
 
@@ -73,16 +73,16 @@ class Membership(models.Model):
 
     @property
     def owns(self) -> bool:
-        """Whether this member may give roles, and pay."""
+        """Whether this member may assign roles and pay."""
         return self.role == Role.OWNER
 
     def may_remove(self, other: "Membership") -> bool:
-        """Return whether this member may end the other membership: one's own; as an admin, any but an owner's."""
+        """Return whether this member may end the other membership: their own or, for admins, any but an owner's."""
         return self == other or self.owns or (self.manages and not other.owns)
 
 
 class Invitation(models.Model):
-    """An invitation that waits for its answer; it is deleted when it is accepted or withdrawn."""
+    """An invitation that is waiting for an answer. It is deleted when it is accepted or withdrawn."""
 
     team = models.ForeignKey(Team, models.CASCADE, related_name="invitations")
     email = models.EmailField()
@@ -99,12 +99,12 @@ class Invitation(models.Model):
 
     @property
     def token(self) -> str:
-        """What the link in the e-mail holds: who has it has received the e-mail."""
+        """The secret part of the link in the e-mail. Whoever has it has received the e-mail."""
         return signing.dumps(self.pk, salt=INVITATION_SALT)
 
 
 class Allowance(HourlyAllowance):
-    """How many invitations a person has sent in the current hour, to whatever team; withdrawing them gains nothing."""
+    """How many invitations a person has sent in the current hour, to any team. Withdrawing them gains nothing."""
 
     counted = "invitations"
 
@@ -113,13 +113,13 @@ class Allowance(HourlyAllowance):
 
 
 def use_allowance(user) -> None:
-    """Count an invitation of this hour; raise ValidationError when the user has sent enough."""
+    """Count an invitation of this hour. Raise ValidationError if the user has reached the limit."""
     if not Allowance.use(user.pk, INVITATIONS_PER_HOUR):
         raise ValidationError(f"You have invited {INVITATIONS_PER_HOUR} times within an hour. Try again later.")
 
 
 def open_invitations() -> QuerySet[Invitation]:
-    """Return what can be accepted: it is young enough, and who sent it still manages the team."""
+    """Return the invitations that can be accepted: they are recent enough, and the sender still manages the team."""
     return Invitation.objects.filter(
         sent_at__gt=timezone.now() - INVITATION_LIFETIME,
         team__memberships__user=F("invited_by"),
@@ -128,7 +128,7 @@ def open_invitations() -> QuerySet[Invitation]:
 
 
 def invitation_of(token: str) -> Invitation | None:
-    """Return the invitation that the token is for; None if it is forged, accepted, withdrawn or not open any more."""
+    """Return the invitation of the token, or None if it is forged, accepted, withdrawn or no longer open."""
     try:
         pk = signing.loads(token, salt=INVITATION_SALT, max_age=INVITATION_LIFETIME)
     except signing.BadSignature:
@@ -138,7 +138,7 @@ def invitation_of(token: str) -> Invitation | None:
 
 @transaction.atomic
 def create_team(name: str, owner) -> Team:
-    """Make a team with its first member, and return it."""
+    """Create a team with its first member, and return it."""
     team = Team.objects.create(name=name)
     Membership.objects.create(team=team, user=owner, role=Role.OWNER)
     return team
@@ -146,7 +146,7 @@ def create_team(name: str, owner) -> Team:
 
 @transaction.atomic
 def accept(invitation: Invitation, user) -> None:
-    """Give the user the seat of the invitation, which ends with it. A second click changes nothing."""
+    """Give the user the seat of the invitation, and delete the invitation. A second click changes nothing."""
     accepted, _ = Invitation.objects.filter(pk=invitation.pk).delete()
     if accepted:
         Membership.objects.get_or_create(team=invitation.team, user=user, defaults={"role": invitation.role})
@@ -154,14 +154,14 @@ def accept(invitation: Invitation, user) -> None:
 
 @transaction.atomic
 def remove(membership: Membership) -> None:
-    """Take the seat away; raise ValidationError for the last owner."""
+    """Take the seat away. Raise ValidationError for the last owner."""
     _keep_an_owner(membership)
     membership.delete()
 
 
 @transaction.atomic
 def change_role(membership: Membership, role: Role) -> None:
-    """Give the member another role, if still there; raise ValidationError for the last owner."""
+    """Give the member another role, if still in the team. Raise ValidationError for the last owner."""
     if role != Role.OWNER:
         _keep_an_owner(membership)
     Membership.objects.filter(pk=membership.pk).update(role=role)
@@ -174,9 +174,9 @@ def _keep_an_owner(leaving: Membership) -> None:
 
 @receiver(post_delete, sender=Membership)
 def replace_owner(instance: Membership, **kwargs: object) -> None:
-    """Give a team whose last owner was deleted another one, the oldest of its admins or else of its members."""
+    """Give a team whose last owner was deleted a new one: the oldest of its admins, or else of its members."""
     if not _owners(instance.team_id):
-        # "admin" stands before "member".
+        # "admin" sorts before "member".
         oldest = Membership.objects.filter(team=instance.team_id).order_by("role", "joined_at", "pk")[:1]
         Membership.objects.filter(pk__in=oldest.values("pk")).update(role=Role.OWNER)
 

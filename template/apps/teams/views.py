@@ -1,4 +1,4 @@
-"""The pages of teams. Another team than one's own is not found."""
+"""The pages of teams. Other people's teams are not found."""
 
 import logging
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @require_http_methods(["GET", "HEAD", "POST"])
 def team_list(request: HttpRequest) -> HttpResponse:
-    """Show the visitor's teams, and make a new one."""
+    """Show the visitor's teams, or create a new one."""
     form = TeamForm(request.POST or None)
     if request.method == "POST" and form.is_valid():
         team = models.create_team(form.cleaned_data["name"], request.user)
@@ -48,7 +48,7 @@ def invite(request: HttpRequest, team_id: int) -> HttpResponse:
     if not form.is_valid():
         return _show_team(request, me, form)
     try:
-        # In a transaction: an invitation whose e-mail cannot be sent is none.
+        # In a transaction, because an invitation whose e-mail cannot be sent must not exist.
         with transaction.atomic():
             models.use_allowance(request.user)
             invitation = form.save(invited_by=request.user)
@@ -65,7 +65,7 @@ def invite(request: HttpRequest, team_id: int) -> HttpResponse:
 
 @require_POST
 def withdraw(request: HttpRequest, team_id: int, invitation_id: int) -> HttpResponse:
-    """Withdraw an invitation; its link ends with it."""
+    """Withdraw an invitation. Its link stops working."""
     me = as_manager(request, team_id)
     get_object_or_404(me.team.invitations, pk=invitation_id).delete()
     return redirect("teams:team", team_id)
@@ -105,11 +105,11 @@ def remove(request: HttpRequest, team_id: int, membership_id: int) -> HttpRespon
 @never_cache
 @require_http_methods(["GET", "HEAD", "POST"])
 def invitation(request: HttpRequest, token: str) -> HttpResponse:
-    """Show the invitation to whom it was sent, who signs in or up with that address, and accepts it."""
+    """Show the invitation to its recipient, who signs in or up with that address and accepts it."""
     found = models.invitation_of(token)
     if found is None:
         return render(request, "teams/invitation_ended.html", status=404)
-    # A link that was passed on is no invitation.
+    # A link that was passed on is not an invitation.
     is_mine = request.user.is_authenticated and request.user.email == found.email
     if request.method == "POST" and is_mine:
         models.accept(found, request.user)
@@ -138,6 +138,6 @@ def _send(request: HttpRequest, invitation: Invitation) -> None:
     link = request.build_absolute_uri(reverse("teams:invitation", args=[invitation.token]))
     context = {"invitation": invitation, "link": link, "days": INVITATION_LIFETIME.days}
     text = render_to_string("teams/invitation_email.txt", context, request)
-    # A name is anybody's text, and a header is one line.
+    # A name may be any text, but a header is one line.
     subject = " ".join(f"Join {invitation.team} in {settings.PROJECT_NAME}".split())
     send_mail(subject, text, None, [invitation.email])

@@ -6,7 +6,7 @@ from .models import User
 
 @admin.register(User)
 class UserAdmin(DjangoUserAdmin):
-    """Django's page for users, with the e-mail address where it has the user name."""
+    """Django's page for users, with the e-mail address instead of the user name."""
 
     fieldsets = (
         (None, {"fields": ("email", "password")}),

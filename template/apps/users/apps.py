@@ -2,7 +2,7 @@ from django.apps import AppConfig
 
 
 class UsersConfig(AppConfig):
-    """People who sign in, by e-mail address."""
+    """People who sign in with their e-mail address."""
 
     name = "apps.users"
     verbose_name = "Users"

@@ -1,4 +1,4 @@
-"""How users are made and found."""
+"""How users are created and found."""
 
 from django.contrib.auth.models import UserManager as DjangoUserManager
 from django.db.models import Value
@@ -6,14 +6,14 @@ from django.db.models.functions import Lower
 
 
 class UserManager(DjangoUserManager):
-    """Django's manager for a user without a name: where it asks for a user name, this one asks for the e-mail."""
+    """Django's manager for users without a user name: this one asks for the e-mail address instead."""
 
-    # Migrations do not create users, and so need no reference to this module.
+    # Migrations do not create users, so they need no reference to this module.
     use_in_migrations = False
 
     @classmethod
     def normalize_email(cls, email: str | None) -> str:
-        """Return the address in lower case, the form in which it is stored and compared."""
+        """Return the address in lower case, which is how it is stored and compared."""
         return super().normalize_email(email).lower()
 
     def get_by_natural_key(self, email: str):
@@ -25,7 +25,7 @@ class UserManager(DjangoUserManager):
         return await self.alias(email_lower=Lower("email")).aget(email_lower=Lower(Value(email)))
 
     def create_user(self, email: str, password: str | None = None, **fields):
-        """Save and return a user; without a password nobody can sign in as this user until one is set."""
+        """Save and return a user. Without a password, nobody can sign in as this user until one is set."""
         user = self._unsaved(email, password, fields)
         user.save(using=self._db)
         return user

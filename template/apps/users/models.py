@@ -16,7 +16,7 @@ class User(AbstractUser):
     """A person, known by an e-mail address. Add your own fields here."""
 
     username = None
-    # Unique twice: Django's login wants the field itself to be, and the constraint below closes the gap of case.
+    # Unique twice: Django's login requires a unique field, and the constraint below also ignores case.
     email = models.EmailField(_("email address"), unique=True, error_messages={"unique": ADDRESS_TAKEN})
 
     USERNAME_FIELD = "email"
@@ -32,6 +32,6 @@ class User(AbstractUser):
         ]
 
     def save(self, *args, **kwargs) -> None:
-        """Save the user, with the address in lower case, as allauth looks it up."""
+        """Save the user with the address in lower case, because allauth looks it up in lower case."""
         self.email = type(self).objects.normalize_email(self.email)
         super().save(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""How often a person may do what costs money, or bothers others."""
+"""Limits how often a person may do something that costs money or bothers others."""
 
 from datetime import timedelta
 from typing import ClassVar
@@ -11,7 +11,7 @@ from django.utils import timezone
 class HourlyAllowance(models.Model):
     """How often each person has done something in the current hour.
 
-    The primary key of a model that counts is the person, and `counted` names its field with the number.
+    The primary key of a counting model is the person, and `counted` names its field with the number.
     """
 
     counted: ClassVar[str]
@@ -26,10 +26,10 @@ class HourlyAllowance(models.Model):
 
     @classmethod
     def use(cls, user_id: int, limit: int) -> bool:
-        """Count once more for the person unless the limit of the hour is reached; return whether it was counted."""
+        """Count once more for the person, unless the hourly limit is reached. Return whether it was counted."""
         now = timezone.now()
         cls.objects.get_or_create(pk=user_id)
         own = cls.objects.filter(pk=user_id)
         own.filter(hour_began_at__lte=now - timedelta(hours=1)).update(**{"hour_began_at": now, cls.counted: 0})
-        # One statement, so that requests at the same moment do not count as one.
+        # This is one statement, so that simultaneous requests do not count as one.
         return bool(own.filter(**{f"{cls.counted}__lt": limit}).update(**{cls.counted: F(cls.counted) + 1}))

@@ -5,7 +5,7 @@ from django.utils.module_loading import autodiscover_modules
 
 
 class WebConfig(AppConfig):
-    """The home page, the health checks, and what all pages share."""
+    """The home page, the health checks, and everything that all pages share."""
 
     name = "apps.web"
     verbose_name = "Pages"
@@ -15,5 +15,5 @@ class WebConfig(AppConfig):
         autodiscover_modules("health")
 
     def switched_on(self) -> list[str]:
-        """Return what the home page lists: ours, and ASGI where its server is installed."""
+        """Return what the home page lists: this app, and ASGI if its server is installed."""
         return [self.verbose_name, *(["ASGI"] if find_spec("uvicorn") else [])]

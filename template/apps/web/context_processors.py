@@ -23,8 +23,9 @@ def project(request: HttpRequest) -> dict[str, str]:
 def menu(request: HttpRequest) -> dict[str, list[MenuEntry]]:
     """Give every template the menu that signed-in users see, as MENU.
 
-    An app adds entries by the attribute `menu` of its AppConfig, pairs of a title and the name of a URL. They stand in
-    the order of INSTALLED_APPS; an entry is the current one on its own page and on those below it.
+    An app adds entries with the attribute `menu` of its AppConfig, which lists pairs of a title and the name of a URL.
+    The entries are in the order of INSTALLED_APPS. An entry is the current one on its own page and on the pages below
+    it.
     """
     pairs = [pair for config in django_apps.get_app_configs() for pair in getattr(config, "menu", [])]
     urls = [(title, reverse(url_name)) for title, url_name in pairs]

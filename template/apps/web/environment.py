@@ -1,7 +1,7 @@
-"""What the settings read from the environment: each variable as what it has to be, or a sentence about what is wrong.
+"""Reads the settings' variables from the environment. Converts each one, or says in a sentence what is wrong with it.
 
-The sentences name the variable and the remedy. They show what is set, but no password and no key, and all of them are
-told at once: `finish()` raises them at the end of the settings.
+The sentences name the variable and the remedy. They show values, but no password and no key. All of them are reported
+at once: `finish()` raises them at the end of the settings.
 """
 
 import io
@@ -26,33 +26,32 @@ from django.utils.module_loading import import_string
 
 NOTSET = environ.Env.NOTSET
 SECRET_NAME = re.compile(r"AUTH|KEY|PASSWORD|SECRET|TOKEN")
-# Beyond these a value is of no use in a sentence.
+# Longer values are cut in messages.
 SHOWN_CHARACTERS = 100
-# A line of .env that is one: empty, a comment, or a variable.
+# A valid line of .env: empty, a comment, or a variable.
 LINE = re.compile(r"(?:#.*|(?:export\s+)?(?P<name>[A-Za-z_]\w*)=(?P<value>.*))?")
 YES = ("1", "on", "true", "y", "yes")
 NO = ("0", "false", "n", "no", "off")
 ENCODE = "Percent-encode the signs : / ? # [ ] @ % in user names, passwords and names: write @ as %40, for example"
 
-# What other apps make known about their URLs: schemes that stand for another one, and rules of a scheme, which raise
-# Unusable.
+# Other apps register their URLs here: schemes that stand for another one, and rules of a scheme, which raise Unusable.
 ALIASES: dict[str, str] = {}
 RULES: dict[str, Callable[[SplitResult], None]] = {}
 
 
 class Unusable(ValueError):
-    """A value that cannot be used; the message ends a sentence that begins with the variable and its value."""
+    """A value that cannot be used. The message ends a sentence that begins with the variable and its value."""
 
 
 class Env(environ.Env):
-    """The environment, and a file with more of it; a variable without a value is not set.
+    """The environment, and a file with more variables. A variable without a value is not set.
 
-    As django-environ has it, but a value that cannot be used is told instead of guessed at, and one that begins with
-    "$" stands for itself. Spaces around a value do not count.
+    Works like django-environ, but reports unusable values instead of guessing, and takes a value that begins with "$"
+    literally. Spaces around a value do not count.
     """
 
     def __init__(self, file: Path) -> None:
-        """Read the file, unless there is none; what the environment sets has precedence."""
+        """Read the file if it exists. The environment has precedence over it."""
         super().__init__()
         self.problems: dict[str, str] = {}
         self.is_finished = False
@@ -62,7 +61,7 @@ class Env(environ.Env):
             self.problems[file.name] = f"{file} cannot be read: {error}."
 
     def get_value(self, var: str, cast: Any = None, default: Any = NOTSET, parse_default: bool = False) -> Any:
-        """Return what the variable says, or the default where it is not set; remember what is wrong with it."""
+        """Return the value of the variable, or the default if it is not set. Remember what is wrong with it."""
         given = os.environ.get(var, "")
         if not given.strip():
             if default is NOTSET:
@@ -96,7 +95,7 @@ class Env(environ.Env):
 
     @classmethod
     def parse_value(cls, value: Any, cast: Any) -> Any:
-        """Return the value as what it is cast to; raise ValueError with the rest of a sentence if it cannot be."""
+        """Return the converted value. Raise ValueError with the rest of a sentence if it cannot be converted."""
         if not isinstance(value, str):
             return value
         if cast in (list, tuple) or isinstance(cast, list | tuple):
@@ -108,7 +107,7 @@ class Env(environ.Env):
     def finish(self, required: Mapping[str, object] | None = None) -> None:
         """Raise ImproperlyConfigured if a variable cannot be used, or one of the required settings has no value.
 
-        What is read later, in other settings, is told at once.
+        Problems with variables that are read later, in other settings, are raised at once.
         """
         self.is_finished = True
         if self.problems:
@@ -125,7 +124,7 @@ class Env(environ.Env):
         return self.get_value(var, cast=partial(whole_number, minimum=minimum), default=default)
 
     def text(self, var: str, default: Any = NOTSET, form: Callable[[str], str] = str) -> str:
-        """Return a text in this form, one of the functions below or your own."""
+        """Return a text in this form, which is one of the functions below or your own."""
         return self.get_value(var, cast=form, default=default)
 
     def db_url(self, var: str = "DATABASE_URL", default: Any = NOTSET, engine: str | None = None) -> dict[str, Any]:
@@ -145,11 +144,11 @@ class Env(environ.Env):
 
 @contextmanager
 def problems_told(status: int = 1) -> Iterator[None]:
-    """End the process with the sentences and this status, without a traceback, if the settings cannot be loaded."""
+    """If the settings cannot be loaded, exit with the sentences and this status, without a traceback."""
     try:
         yield
     except ImproperlyConfigured as error:
-        # Later it is the fault of some code, which a traceback shows.
+        # Later, the cause is in some code, which a traceback shows.
         if settings.configured:
             raise
         print(error, file=sys.stderr, flush=True)
@@ -160,7 +159,7 @@ def problems_told(status: int = 1) -> Iterator[None]:
 
 
 def _readable(file: Path) -> str:
-    """Return the lines of the file as django-environ understands them; raise ValueError about those that are none."""
+    """Return the lines of the file as django-environ understands them. Raise ValueError for an invalid line."""
     if not file.is_file():
         return ""
     try:
@@ -171,7 +170,7 @@ def _readable(file: Path) -> str:
 
 
 def _readable_line(number: int, line: bytes) -> str:
-    # Nothing of the line is shown, which may hold a secret.
+    # Nothing of the line is shown, because it may contain a secret.
     try:
         found = LINE.fullmatch(line.decode().strip())
     except UnicodeDecodeError:
@@ -185,7 +184,7 @@ def _readable_line(number: int, line: bytes) -> str:
 
 
 # Forms ----------------------------------------------------------------------
-# What a value has to be; each raises Unusable.
+# What a value has to be. Each form raises Unusable.
 
 
 def yes_or_no(value: str) -> bool:
@@ -196,14 +195,14 @@ def yes_or_no(value: str) -> bool:
 
 
 def whole_number(value: str, minimum: int | None = None) -> int:
-    """Return the number, if it is not below the minimum."""
+    """Return the number if it is not below the minimum."""
     if re.fullmatch(r"[+-]?\d+", value) and (minimum is None or int(value) >= minimum):
         return int(value)
     raise Unusable("but must be a whole number" + ("" if minimum is None else f", {minimum} or more"))
 
 
 def number(value: str) -> float:
-    """Return the number, with digits behind a point or without."""
+    """Return the number, with or without decimal places."""
     try:
         return float(value)
     except ValueError:
@@ -211,7 +210,7 @@ def number(value: str) -> float:
 
 
 def one_of(*choices: str) -> Callable[[str], str]:
-    """Return a form that takes these texts."""
+    """Return a form that accepts these texts."""
 
     def form(value: str) -> str:
         if value not in choices:
@@ -222,7 +221,7 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
 
 def matching(pattern: str, expected: str) -> Callable[[str], str]:
-    """Return a form for what matches the regular expression as a whole, and is expected by these words."""
+    """Return a form for texts that fully match the regular expression, which `expected` describes in words."""
 
     def form(value: str) -> str:
         if not re.fullmatch(pattern, value):
@@ -233,12 +232,12 @@ def matching(pattern: str, expected: str) -> Callable[[str], str]:
 
 
 def log_level(value: str) -> str:
-    """Return the name of a level of the log, in capitals."""
+    """Return the name of a log level, in capitals."""
     return one_of(*sorted(logging.getLevelNamesMapping(), key=logging.getLevelNamesMapping().get))(value.upper())
 
 
 def token(*beginnings: str) -> Callable[[str], str]:
-    """Return a form for what is sent in the header of a request, and begins with one of these texts if any is given."""
+    """Return a form for the value of a request header. It begins with one of these texts, if any are given."""
 
     def form(value: str) -> str:
         if not re.fullmatch("[!-~]+", value):
@@ -251,7 +250,7 @@ def token(*beginnings: str) -> Callable[[str], str]:
 
 
 def sender(value: str) -> str:
-    """Return the address that e-mail comes from, with a name or without."""
+    """Return the sender's address, with or without a name."""
     address = parseaddr(value)[1]
     if not re.fullmatch(r"[^\s@]+@[^\s@]+", address) or "\n" in value:
         raise Unusable("but must be an address: hello@example.com, or Acme <hello@example.com>")
@@ -259,7 +258,7 @@ def sender(value: str) -> str:
 
 
 def host(value: str) -> str:
-    """Return a host name as ALLOWED_HOSTS has it."""
+    """Return a host name in the form of ALLOWED_HOSTS."""
     if not re.fullmatch(r"\*|\.?[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]", value, re.IGNORECASE):
         raise Unusable(
             f"where {value!r} is no host name: write www.example.com, or .example.com for all below it, without "
@@ -269,7 +268,7 @@ def host(value: str) -> str:
 
 
 def origin(value: str) -> str:
-    """Return an origin as CSRF_TRUSTED_ORIGINS has it."""
+    """Return an origin in the form of CSRF_TRUSTED_ORIGINS."""
     if not re.fullmatch(r"[a-z][a-z0-9+.-]*://(\*\.)?([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:\d+)?", value, re.IGNORECASE):
         raise Unusable(
             f"where {value!r} is no origin: write https://www.example.com, with its scheme and without a path"
@@ -281,7 +280,7 @@ def origin(value: str) -> str:
 
 
 def masked(value: str) -> str:
-    """Return a value with nothing secret in it: of a URL, well-formed or not, neither credentials nor options."""
+    """Return a value without secrets: a URL, well-formed or not, loses its credentials and options."""
     return ";".join(map(_masked_url, value.split(";")))[:SHOWN_CHARACTERS]
 
 
@@ -291,19 +290,19 @@ def _masked_url(url: str) -> str:
     if "@" in rest + options:
         rest = "***@" + rest.rpartition("@")[2] if "@" in rest else "***"
     elif scheme:
-        # A password whose host was forgotten looks like a port.
+        # If the host was forgotten, a password looks like a port.
         rest = re.sub(r"^([^:/\[]*):(?!\d+(?:[/,]|$)).*", r"\1:***", rest, flags=re.DOTALL)
     return f"{scheme}{rest}?…" if question else scheme + rest
 
 
 def _by_its_own_name(value: str) -> str:
-    """Return the value; a URL, or each URL of a list, by the scheme that its own stands for."""
+    """Return the value. In a URL, or in each URL of a list, replace an alias by the scheme that it stands for."""
     schemes = "|".join(map(re.escape, ALIASES))
     return re.sub(rf"(^|;)({schemes})(?=://)", lambda found: found[1] + ALIASES[found[2]], value) if schemes else value
 
 
 def checked_url(value: str, *schemes: str) -> SplitResult:
-    """Return the parts of a URL, of one of the schemes if any is given; raise Unusable where it is none."""
+    """Return the parts of a URL with one of the schemes, if any are given. Raise Unusable for anything else."""
     if not re.match(r"[A-Za-z][\w+.-]*://", value):
         example = schemes[0] if schemes else "https"
         raise Unusable(f"but must be a URL, which begins with a scheme such as {example}://")
@@ -327,11 +326,11 @@ def checked_url(value: str, *schemes: str) -> SplitResult:
 
 
 def _password_hides_host(rest: str) -> bool:
-    """Return whether what looks like host and port of a URL is a user, and a password with a sign that ends both."""
+    """Return whether the apparent host and port are a user and a password that contains a character which ends them."""
     address, sign, path = re.fullmatch(r"([^/?#]*)([/?#]?)(.*)", rest).groups()
     if ":" not in address or "@" not in path:
         return False
-    # An @ may be in the options, where nothing else is wrong.
+    # The options may contain an @ although nothing is wrong.
     if sign == "#":
         return True
     if sign == "/" and "@" in path.partition("?")[0]:
@@ -341,14 +340,14 @@ def _password_hides_host(rest: str) -> bool:
 
 
 def web_address(value: str) -> str:
-    """Return the http or https URL of a server, without a slash at its end."""
+    """Return the http or https URL of a server, without a trailing slash."""
     if not checked_url(value, "https", "http").hostname:
         raise Unusable("which names no host: write https://api.example.com")
     return value.rstrip("/")
 
 
 def database(value: str, engine: str | None = None) -> dict[str, Any]:
-    """Return the database at the URL, for DATABASES; its driver is there."""
+    """Return the database at the URL, for DATABASES. Checks that its driver is installed."""
     is_file = value.startswith("sqlite:")
     if not is_file or "://" not in value:
         checked_url(value, *Env.DB_SCHEMES)
@@ -368,16 +367,16 @@ def database(value: str, engine: str | None = None) -> dict[str, Any]:
 
 
 def cache(value: str, backend: str | None = None) -> dict[str, Any]:
-    """Return the cache at the URL, for CACHES; what its backend needs is there."""
+    """Return the cache at the URL, for CACHES. Checks that its backend has what it needs."""
     head, question, query = value.partition("?")
-    # What Django reads of the options itself; the others are those of the driver.
+    # Django reads these options itself. The others belong to the driver.
     options = [each for each in query.split("&") if each.partition("=")[0].upper() not in Env._CACHE_BASE_OPTIONS]
     parts = checked_url(head + question + "&".join(options), *Env.CACHE_SCHEMES)
     if not (parts.netloc or parts.path) and parts.scheme not in ("dummycache", "locmemcache"):
         raise Unusable("which names no place: write dbcache://cache_table, for example")
     config = Env.cache_url_config(value, backend=backend)
     module = config["BACKEND"].split(".")[-2]
-    # Named like a scheme, it is named like the package of the driver as well.
+    # If the module has the name of a scheme, the package of the driver has the same name.
     if module in Env.CACHE_SCHEMES and find_spec(module) is None:
         raise Unusable(f"which needs the package {module}. Install it")
     try:

@@ -1,6 +1,6 @@
-"""Health checks: what must answer for the project to work.
+"""Health checks: everything that must respond for the project to work.
 
-An app adds its own in a module `health`: functions with @health_check("name"), which raise when all is not well.
+An app adds its own checks in a module `health`: functions with @health_check("name") that raise if something is wrong.
 """
 
 import logging
@@ -13,13 +13,13 @@ from uuid import uuid4
 from django.core.cache import cache
 from django.db import connection, connections
 
-# All checks together. Probes usually wait five seconds.
+# The limit for all checks together. Probes usually wait five seconds.
 TIMEOUT_SECONDS = 4.0
-# A check that hangs is left alone for so long before it is tried again, so that probes do not pile up threads.
+# A check that hangs is not tried again for this many seconds, so that probes do not pile up threads.
 RETRY_HANGING_SECONDS = 60.0
 OK = "ok"
 
-# May return a detail to show beside the "ok".
+# A check may return a detail to show beside the "ok".
 Check = Callable[[], str | None]
 
 logger = logging.getLogger(__name__)
@@ -28,11 +28,11 @@ _runs: dict[str, tuple[float, Future[str]]] = {}
 
 
 class Unhealthy(Exception):
-    """Something does not work; the message is shown on the health page, so it must hold no secrets."""
+    """Something does not work. The health page shows the message, so it must contain no secrets."""
 
 
 def health_check(name: str) -> Callable[[Check], Check]:
-    """Register the decorated function under the name; it returns when all is well, and raises when not.
+    """Register the decorated function under the name. It returns if all is well, and raises if not.
 
     What it returns, if anything, is shown as a detail.
     """
@@ -45,9 +45,9 @@ def health_check(name: str) -> Callable[[Check], Check]:
 
 
 def run_checks(timeout_seconds: float = TIMEOUT_SECONDS) -> dict[str, str]:
-    """Run all checks at once; return "ok", maybe with a detail, or what is wrong, by the name of the check.
+    """Run all checks at once. Return "ok", maybe with a detail, or what is wrong, by the name of the check.
 
-    Each check runs in a thread of its own: one that hangs is reported, and delays the answer no longer than the time.
+    Each check runs in its own thread. A check that hangs is reported, and delays the answer no longer than the timeout.
     """
     runs = {name: _current_run(name, check) for name, check in checks.items()}
     wait(runs.values(), timeout=timeout_seconds)
@@ -55,12 +55,12 @@ def run_checks(timeout_seconds: float = TIMEOUT_SECONDS) -> dict[str, str]:
 
 
 def is_fine(result: str) -> bool:
-    """Return whether a check ended with this result because all is well."""
+    """Return whether this result of a check says that all is well."""
     return result == OK or result.startswith(f"{OK}, ")
 
 
 def _current_run(name: str, check: Check) -> Future[str]:
-    """Return the run of the check that is under way, or start one."""
+    """Return the current run of the check, or start one."""
     started, run = _runs.get(name, (0.0, None))
     if run is None or run.done() or time.monotonic() - started > RETRY_HANGING_SECONDS:
         run = Future()
@@ -75,13 +75,13 @@ def _perform(name: str, check: Check, run: Future[str]) -> None:
     except Unhealthy as problem:
         run.set_result(str(problem))
     except Exception as error:
-        # Messages of drivers may hold addresses and credentials: the page gets the kind, the log gets the rest.
+        # Messages of drivers may contain addresses and credentials. The page gets the type, and the log gets the rest.
         logger.warning("Health check %r failed", name, exc_info=True)
         run.set_result(f"failed with {type(error).__name__}")
     else:
         run.set_result(f"{OK}, {detail}" if detail else OK)
     finally:
-        # The connections of this thread, which ends here.
+        # Closes the connections of this thread, which ends here.
         connections.close_all()
 
 
@@ -94,7 +94,7 @@ def database_answers() -> None:
 
 @health_check("cache")
 def cache_remembers() -> None:
-    """Write to the default cache and read it back; some caches swallow errors and just forget."""
+    """Write to the default cache and read it back, because some caches swallow errors and lose the value."""
     key = f"health-{uuid4()}"
     cache.set(key, OK, timeout=10)
     if cache.get(key) != OK:

@@ -1,4 +1,4 @@
-"""What the home page tells: how the project runs, what to do next, and the panels of other apps."""
+"""What the home page shows: how the project runs, what to do next, and the panels of other apps."""
 
 import platform
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Fact:
 
 
 def facts(request: HttpRequest) -> list[Fact]:
-    """Return how the project runs. This is for its developers: visitors learn nothing about our insides."""
+    """Return how the project runs. Only developers see this. Visitors learn nothing about internals."""
     return [
         Fact("Database", f"{connection.display_name} {'.'.join(map(str, connection.get_database_version()))}"),
         Fact("Cache", _cache()),
@@ -52,12 +52,12 @@ def facts(request: HttpRequest) -> list[Fact]:
 
 
 def switched_on() -> list[str]:
-    """Return what is switched on, in the order of INSTALLED_APPS: this project's own apps, and what they tell.
+    """Return what is switched on in the project's own apps, in the order of INSTALLED_APPS.
 
     An app is listed by its name, or by the names that the method `switched_on()` of its AppConfig returns.
     """
     configs = [config for config in django_apps.get_app_configs() if config.name.startswith("apps.")]
-    # An app within another one is a part of it.
+    # An app inside another one is a part of it.
     configs = [config for config in configs if config.name.count(".") == 1]
     return [name for config in configs for name in _names(config)]
 
@@ -65,9 +65,9 @@ def switched_on() -> list[str]:
 def panels(request: HttpRequest) -> list[SafeString]:
     """Return the rendered panels of the apps that have one, in the order of INSTALLED_APPS.
 
-    An app offers a panel by the attribute `home_panel` of its AppConfig, a template's name. What the template needs
-    comes from the AppConfig's method `home_panel_context(request)`, if it has one; None there means no panel for
-    this visitor.
+    An app offers a panel with the attribute `home_panel` of its AppConfig, which is the name of a template. The context
+    of the template comes from the AppConfig's method `home_panel_context(request)`, if it has one. None means that this
+    visitor gets no panel.
     """
     configs = [config for config in django_apps.get_app_configs() if hasattr(config, "home_panel")]
     contexts = [(config.home_panel, _panel_context(config, request)) for config in configs]
@@ -75,14 +75,14 @@ def panels(request: HttpRequest) -> list[SafeString]:
 
 
 def commands() -> dict[str, str]:
-    """Return how this project's commands are called, by name: through uv, if uv locked the dependencies."""
+    """Return how to call this project's commands, by name: with uv if uv has locked the dependencies."""
     if (settings.BASE_DIR / "uv.lock").exists():
         return {"manage": "uv run manage.py", "test": "uv run pytest"}
     return {"manage": "python manage.py", "test": "python -m pytest"}
 
 
 def superuser_exists() -> bool:
-    """Return whether somebody can open the whole admin."""
+    """Return whether there is somebody who can open the whole admin."""
     return get_user_model().objects.filter(is_superuser=True, is_active=True).exists()
 
 

@@ -1,4 +1,4 @@
-"""Middleware of this project."""
+"""The middleware of this project."""
 
 from asgiref.sync import iscoroutinefunction
 from django.conf import settings
@@ -10,9 +10,9 @@ from django_htmx.http import HttpResponseClientRefresh
 
 @sync_and_async_middleware
 def answer_up(get_response):
-    """Answer /up with "ok" before anything else runs: no database, no session, and whatever the Host header.
+    """Answer /up with "ok" before anything else runs, without database or session, and for every Host header.
 
-    Load balancers probe containers by IP address, which ALLOWED_HOSTS refuses; a constant gives nothing away.
+    Load balancers probe containers by IP address, which ALLOWED_HOSTS refuses. A constant answer gives nothing away.
     """
     if iscoroutinefunction(get_response):
 
@@ -29,7 +29,7 @@ def answer_up(get_response):
 
 @sync_and_async_middleware
 def reload_for_login(get_response):
-    """Let htmx load the page anew when its user is signed out: the login page must not land in the middle of it."""
+    """Make htmx reload the whole page when its user is signed out, so that the login page does not appear inside it."""
     if iscoroutinefunction(get_response):
 
         async def middleware(request: HttpRequest) -> HttpResponse:

@@ -1,4 +1,4 @@
-"""Runs several processes as one: they start and stop together, and their output comes out as one."""
+"""Runs several processes as one: they start and stop together, and share one output."""
 
 import os
 import signal
@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from django.conf import settings
 
 COLOURS = (36, 32, 35, 33, 34)
-# Kills its process group, which is that of all children, as soon as this process is gone, whatever ended it.
+# Kills its process group, which contains all children, as soon as this process is gone for whatever reason.
 GUARD = "import os, signal, sys; sys.stdin.read(); os.killpg(0, signal.SIGKILL)"
 POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """A process to run, or with an empty command something that runs already and is only announced.
+    """A process to run. With an empty command, it is something that already runs and is only announced.
 
-    `note` stands in the first lines that the command prints. Lower stages start first and stop last, and the next
-    stage waits until `ready` returns true. After SIGTERM the process has `stop_seconds` to end by itself. `changes`
-    yields whenever the process must be started again, until the event that it gets is set.
+    `note` appears in the first lines that the command prints. Lower stages start first and stop last, and the next
+    stage waits until `ready` returns true. After SIGTERM, the process has `stop_seconds` to exit by itself. `changes`
+    yields whenever the process must be restarted, until the event that it gets is set.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Process:
 
 @dataclass(eq=False)
 class Child:
-    """A process as it runs. `changed` is set when it must be started again, `kill_at` once it was asked to end."""
+    """A running process. `changed` is set when it must be restarted, and `kill_at` when it was asked to exit."""
 
     process: Process
     popen: subprocess.Popen[bytes]
@@ -51,7 +51,7 @@ class Child:
         return self.popen.poll() is None
 
     def end(self) -> None:
-        """Ask the process to end; called again, kill it when its time is over."""
+        """Ask the process to exit. If called again after its time is up, kill it."""
         if self.kill_at is None:
             self.kill_at = time.monotonic() + self.process.stop_seconds
             self.popen.terminate()
@@ -60,7 +60,7 @@ class Child:
 
 
 class Supervisor:
-    """Runs processes until a signal comes or one of them ends, then stops them all."""
+    """Runs processes until a signal arrives or one of them exits, then stops them all."""
 
     def __init__(self, processes: Sequence[Process], *, colour: bool) -> None:
         self.processes = sorted((process for process in processes if process.command), key=lambda each: each.stage)
@@ -70,14 +70,14 @@ class Supervisor:
         self.guard: subprocess.Popen[bytes] | None = None
         self.output = threading.Lock()
         self.ended = threading.Event()
-        # Plain values, because a signal handler that sets an event can block for ever.
+        # Plain values, because a signal handler that sets an event can block forever.
         self.stopping = self.forced = False
 
     def run(self) -> int:
-        """Run everything; return 0 after a signal, 130 after a second Ctrl-C, else the code of what ended by itself."""
+        """Run everything. Return 0 after a signal, 130 after a second Ctrl-C, else the code of what exited itself."""
         signal.signal(signal.SIGINT, self.receive)
         signal.signal(signal.SIGTERM, self.receive)
-        # Windows has no SIGHUP, and with nohup it is ignored on purpose.
+        # Windows has no SIGHUP, and under nohup it is ignored on purpose.
         if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
             signal.signal(signal.SIGHUP, self.receive)
         if os.name == "posix":
@@ -91,12 +91,12 @@ class Supervisor:
         return 130 if self.forced else code
 
     def receive(self, number: int, _frame: object) -> None:
-        """Take a signal: the first one stops, a Ctrl-C after it forces."""
+        """Handle a signal: the first one stops everything, and a Ctrl-C after it forces the stop."""
         self.forced = self.forced or (self.stopping and number == signal.SIGINT)
         self.stopping = True
 
     def start(self) -> None:
-        """Start the processes by stage; return early when a signal comes, or when one ends before it is ready."""
+        """Start the processes by stage. Return early if a signal arrives, or if a process exits before it is ready."""
         for process in self.processes:
             child = Child(process, self.spawn(process), threading.Event())
             self.children.append(child)
@@ -108,7 +108,7 @@ class Supervisor:
                 self.in_background(self.notice_changes, child, process.changes)
 
     def spawn(self, process: Process) -> subprocess.Popen[bytes]:
-        """Start a process in the group of the guard, where the terminal's Ctrl-C does not reach it past us."""
+        """Start a process in the group of the guard, where the terminal's Ctrl-C does not reach it directly."""
         group = {"process_group": self.guard.pid} if self.guard else {}
         popen = subprocess.Popen(
             process.command,
@@ -129,7 +129,7 @@ class Supervisor:
         self.threads.append(thread)
 
     def watch(self) -> int:
-        """Wait for a signal, or for a process that ends by itself; return the exit code."""
+        """Wait for a signal, or for a process that exits by itself. Return the exit code."""
         while not self.stopping:
             for child in self.children:
                 if child.changed.is_set():
@@ -143,7 +143,7 @@ class Supervisor:
         return 0
 
     def reload(self, child: Child) -> None:
-        """Ask a process whose code has changed to end, and start it again when it has."""
+        """Ask a process whose code has changed to exit, and start it again when it has exited."""
         if child.runs:
             child.end()
             return
@@ -152,7 +152,7 @@ class Supervisor:
         child.restarted, child.reported = True, False
 
     def waits_for_change(self, child: Child) -> bool:
-        """Return whether an ended process failed after a change: a mistake just saved stops nothing else."""
+        """Return whether a process failed after a change of its code. Such a mistake must not stop the others."""
         waits = child.restarted and child.popen.returncode > 0
         if waits and not child.reported:
             child.reported = True
@@ -160,7 +160,7 @@ class Supervisor:
         return waits
 
     def stop(self) -> None:
-        """End all processes, the highest stage first, and wait until they have ended or a second Ctrl-C comes."""
+        """Stop all processes, the highest stage first, and wait until they have exited or a second Ctrl-C arrives."""
         self.stopping = True
         self.say("Stopping. What has begun may finish; press Ctrl-C again to stop at once.")
         for stage in sorted({process.stage for process in self.processes}, reverse=True):
@@ -171,7 +171,7 @@ class Supervisor:
                 time.sleep(POLL_SECONDS)
 
     def kill(self) -> None:
-        """Kill what is left: processes that were not waited for, and processes that they had started."""
+        """Kill what is left: processes that did not exit in time, and processes that they had started."""
         self.ended.set()
         if self.guard:
             os.killpg(self.guard.pid, signal.SIGKILL)
@@ -183,7 +183,7 @@ class Supervisor:
             thread.join(timeout=2)
 
     def notice_changes(self, child: Child, changes: Callable[[threading.Event], Iterable[object]]) -> None:
-        """Mark a process to be started again at each change."""
+        """Mark a process for a restart at each change."""
         for _ in changes(self.ended):
             self.say(f"Code has changed: {child.process.name} starts again when what it runs is done.")
             child.changed.set()
@@ -191,13 +191,13 @@ class Supervisor:
     # Output -----------------------------------------------------------------
 
     def copy_output(self, name: str, popen: subprocess.Popen[bytes]) -> None:
-        """Write each line of a process with its name in front."""
+        """Write each line of a process, with its name in front."""
         assert popen.stdout is not None
         for line in popen.stdout:
             self.write(name, line)
 
     def say(self, sentence: str) -> None:
-        """Write a line of our own."""
+        """Write a line of the supervisor itself."""
         self.write("dev", f"{sentence}\n".encode())
 
     def write(self, name: str, line: bytes) -> None:
@@ -212,5 +212,5 @@ class Supervisor:
                 sys.stdout.buffer.write(f"{prefix} ".encode() + line.rstrip(b"\r\n") + b"\n")
                 sys.stdout.buffer.flush()
             except OSError:
-                # The terminal is gone. The children must go on writing, or they would block while they end.
+                # The terminal is closed. The children must be able to write, or they would block while they exit.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

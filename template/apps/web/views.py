@@ -16,7 +16,7 @@ from .home import commands, facts, panels, superuser_exists, switched_on
 @login_not_required
 @require_safe
 def home(request: HttpRequest) -> HttpResponse:
-    """Welcome the visitor; show developers how the project runs, and in development what to do next."""
+    """Welcome the visitor. Show developers how the project runs and, in development, what to do next."""
     context = {"panels": panels(request)}
     if settings.DEBUG or request.user.is_staff:
         context |= {"facts": facts(request), "switched_on": switched_on()}
@@ -31,7 +31,7 @@ def home(request: HttpRequest) -> HttpResponse:
 def health(request: HttpRequest) -> HttpResponse:
     """Answer with the result of every health check as JSON: 200 if all are fine, else 503.
 
-    In production the caller must send the HEALTH_TOKEN as a bearer token; while none is set there is no such page.
+    In production, the caller must send the HEALTH_TOKEN as a bearer token. If none is set, there is no such page.
     """
     if not settings.DEBUG:
         if not settings.HEALTH_TOKEN:
@@ -43,5 +43,5 @@ def health(request: HttpRequest) -> HttpResponse:
 
 
 def _has_bearer_token(request: HttpRequest, token: str) -> bool:
-    # As bytes: compare_digest refuses text that is not ASCII.
+    # As bytes, because compare_digest refuses text that is not ASCII.
     return secrets.compare_digest(request.headers.get("Authorization", "").encode(), f"Bearer {token}".encode())

@@ -1,9 +1,9 @@
-"""The entries of SCHEDULED_TASKS: what one may say, and the database columns that say the same.
+"""Checks the entries of SCHEDULED_TASKS and converts them to database columns.
 
-The conversion follows django-celery-beat's own (`ModelEntry._unpack_fields`) except where that loses something: it
-makes 0 seconds of 0.5, stores `crontab(hour=[1, 2])` as a text that beat cannot read, drops `relative`, `expires` and
-the class of a schedule, and saves at each call, which wakes beat for nothing. Here nothing is written, and what the
-database cannot hold is refused.
+The conversion follows django-celery-beat's own (`ModelEntry._unpack_fields`) except where that loses information: it
+turns 0.5 seconds into 0, stores `crontab(hour=[1, 2])` as a text that beat cannot read, drops `relative`, `expires` and
+the class of a schedule, and saves at each call, which wakes beat for nothing. Nothing is written here, and what the
+database cannot store is refused.
 """
 
 import json
@@ -35,19 +35,19 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry that has passed every check: its name, the columns of its PeriodicTask, and when it runs."""
+    """An entry that has passed all checks: its name, the columns of its PeriodicTask, and its schedule."""
 
     name: str
     columns: dict[str, Any]
     schedule: Schedule
 
     def snapshot(self) -> dict[str, Any]:
-        """Return the entry in the types of JSON; equal entries have equal snapshots."""
+        """Return the entry in JSON types. Equal entries have equal snapshots."""
         return json.loads(json.dumps(asdict(self), default=str))
 
 
 def for_each_entry(items: Mapping[str, Item], function: Callable[[str, Item], Result]) -> list[Result]:
-    """Return what the function makes of each item.
+    """Return the result of the function for each item.
 
     Raises CommandError with the problems of *all* items, each under the name of its entry.
     """
@@ -64,7 +64,7 @@ def for_each_entry(items: Mapping[str, Item], function: Callable[[str, Item], Re
 
 
 def read_entries(scheduled_tasks: Mapping[str, Mapping[str, Any]]) -> list[Entry]:
-    """Return the entries of the setting, checked against the tasks that are registered.
+    """Return the entries of the setting, checked against the registered tasks.
 
     Raises CommandError, which names every wrong entry.
     """
@@ -114,7 +114,7 @@ def _check_keys(options: Mapping[str, Any]) -> None:
 
 
 def _check_lengths(model: type[Model], columns: Mapping[str, Any]) -> None:
-    # Of all databases only SQLite would take longer texts.
+    # SQLite is the only database that would accept longer texts.
     for column, value in columns.items():
         longest = getattr(model._meta.get_field(column), "max_length", None)
         if longest and isinstance(value, str) and len(value) > longest:
@@ -122,7 +122,7 @@ def _check_lengths(model: type[Model], columns: Mapping[str, Any]) -> None:
 
 
 def _suggest(word: str, known: Iterable[str], title: str) -> str:
-    """Return the known word that may have been meant, else all of them."""
+    """Return a sentence with the known word that may have been meant, or else with all of them."""
     if close := get_close_matches(word, known, n=1):
         return f"Did you mean {close[0]!r}?"
     return f"{title}: {', '.join(sorted(known)) or 'none'}."
@@ -141,7 +141,7 @@ def _read_task(task: Any) -> str:
 
 
 def _read_arguments(options: Mapping[str, Any]) -> dict[str, str]:
-    """Return the arguments as JSON, checked against the signature of the task: a wrong call would fail at each run."""
+    """Return the arguments as JSON, checked against the signature of the task. A wrong call would fail at each run."""
     args, kwargs = options.get("args") or (), options.get("kwargs") or {}
     if not isinstance(args, list | tuple):
         raise EntryError(f"args must be a tuple or a list, not {args!r}; for one argument write ({args!r},).")
@@ -184,10 +184,10 @@ def _read_priority(priority: Any) -> int | None:
 
 
 def _read_expires(expires: Any) -> dict[str, Any]:
-    """Return both columns of the expiry.
+    """Return both columns for the expiry.
 
-    A duration counts from the moment at which beat sends the task: workers drop a message that is older. A point in
-    time ends the entry itself: beat switches it off then.
+    A duration counts from the moment when beat sends the task, and workers drop older messages. A point in time ends
+    the entry itself: beat then disables it.
     """
     if expires is None:
         return {"expires": None, "expire_seconds": None}
@@ -196,7 +196,7 @@ def _read_expires(expires: Any) -> dict[str, Any]:
             raise EntryError("expires must have a time zone: datetime(…, tzinfo=ZoneInfo('Europe/Berlin')).")
         return {"expires": clock.for_column(expires), "expire_seconds": None}
     seconds = to_timedelta("expires", expires).total_seconds()
-    # Beat takes 0 for "never".
+    # Beat reads 0 as "never".
     if seconds != int(seconds) or not 1 <= seconds <= LARGEST_INTEGER:
         raise EntryError(f"expires must be a whole number of seconds from 1 to {LARGEST_INTEGER}, not {expires!r}.")
     return {"expires": None, "expire_seconds": int(seconds)}

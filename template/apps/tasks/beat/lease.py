@@ -1,9 +1,10 @@
-"""The lease of beat: whoever holds it sends the scheduled tasks, all others stand by.
+"""The lease of beat: whoever holds it sends the scheduled tasks, and all others stand by.
 
-It lies in the database, so that beats on any number of machines share it, and no two clocks are ever compared: the
-holder raises a counter, and another beat takes the lease when it has not seen the counter change for
-BEAT_LEASE_SECONDS by its own monotonic clock. The holder renews before each message, too, and a renewal that took long
-does not count: so a beat that hung sends nothing more, unless it hung between a renewal and the message right after.
+The lease is a row in the database, so beats on any number of machines share it. No two clocks are ever compared: the
+holder increments a counter, and another beat takes the lease when it has not seen the counter change for
+BEAT_LEASE_SECONDS by its own monotonic clock. The holder also renews before each message, and a renewal that took too
+long does not count. A beat that was hanging therefore sends nothing more, unless it hung between a renewal and the next
+message.
 """
 
 import os
@@ -17,20 +18,20 @@ from django.db.models.functions import Now
 
 from apps.tasks.models import BeatLease
 
-# As parts of BEAT_LEASE_SECONDS: how often the holder renews, and how long a renewal may take to count. What is left
-# of the time is for the message that the holder sends then.
+# As fractions of BEAT_LEASE_SECONDS: how often the holder renews, and how long a valid renewal may take. The rest of
+# the time is for the message that the holder then sends.
 RENEW_PART = 1 / 5
 VALID_PART = 2 / 3
-# From one look of another beat to the next.
+# How often a standby beat checks the lease, in seconds.
 WATCH_SECONDS = 1.0
 
 
 class Lease:
-    """This process's part in the lease."""
+    """The lease from the point of view of this process."""
 
     def __init__(self) -> None:
         self.seconds: float = settings.BEAT_LEASE_SECONDS
-        # Never the same twice: a renewal by this name cannot be another's.
+        # This name is unique, so a renewal by this name cannot come from another process.
         self.name = f"{socket.gethostname()[:150]}, process {os.getpid()}, {secrets.token_hex(4)}"
         self._seen: tuple[str, int] | None = None
         self._seen_at = 0.0
@@ -42,50 +43,50 @@ class Lease:
 
     @property
     def holder(self) -> str:
-        """Who held the lease when this process last looked; empty for nobody."""
+        """Who held the lease when this process last looked. Empty for nobody."""
         return self._seen[0] if self._seen else ""
 
     def renew(self) -> bool:
-        """Renew the lease; return whether it is still ours, so that this process may send now.
+        """Renew the lease. Return whether it is still ours, so that this process may send now.
 
-        Raises an error of the database if that does not answer.
+        Raises a database error if the database does not answer.
         """
         started = time.monotonic()
         while self._write(holder=self.name):
             if time.monotonic() - started < self.seconds * VALID_PART:
                 return True
-            # It took so long that others may have the right to take the lease by now: only a quick answer counts.
+            # This took so long that others may take the lease by now, so only a quick answer counts.
             started = time.monotonic()
         return False
 
     def take(self) -> bool:
-        """Take the lease if nobody holds it or its time is over; return whether it is ours.
+        """Take the lease if nobody holds it or it has expired, and return whether it is ours.
 
-        Its time begins again whenever this process sees that it was renewed.
+        The time starts again whenever this process sees a renewal.
 
-        Raises an error of the database if that does not answer.
+        Raises a database error if the database does not answer.
         """
         row, _ = BeatLease.objects.get_or_create(pk=1)
         if (row.holder, row.counter) != self._seen:
             self._seen, self._seen_at = (row.holder, row.counter), time.monotonic()
-        # Ours already, if the connection broke before the answer came that it is.
+        # The lease may already be ours, if the connection broke before the answer arrived.
         is_free = row.holder in ("", self.name)
         if not is_free and time.monotonic() - self._seen_at < self.seconds:
             return False
         return self._write(holder=row.holder, counter=row.counter)
 
     def release(self) -> None:
-        """Give the lease back, if it is ours, so that another beat takes it at once."""
+        """Release the lease, if it is ours, so that another beat takes it at once."""
         BeatLease.objects.filter(pk=1, holder=self.name).update(holder="")
 
     def _write(self, **expected: str | int) -> bool:
-        """Write this process down as the holder if the row is as expected; return whether it was."""
+        """Record this process as the holder if the row is as expected, and return whether it was."""
         row = BeatLease.objects.filter(pk=1, **expected)
         return bool(row.update(holder=self.name, counter=F("counter") + 1, renewed_at=Now()))
 
 
 def seconds_since_renewal() -> float | None:
-    """Return how long ago a beat has renewed the lease, by the database's clock alone; None if none ever has."""
+    """Return how long ago a beat renewed the lease, by the database's clock alone, or None if none ever did."""
     age = ExpressionWrapper(Now() - F("renewed_at"), output_field=DurationField())
     last = BeatLease.objects.filter(renewed_at__isnull=False).annotate(age=age).first()
     return last.age.total_seconds() if last else None

@@ -1,4 +1,4 @@
-"""A periodic task as beat sees it: when it is due, whatever the clocks do, and what a run writes into its row."""
+"""A periodic task as beat sees it: when it is due, whatever the clocks do, and what a run writes to its row."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -13,14 +13,14 @@ from apps.web import clock
 
 from .crontab import ClockCrontab
 
-# A clock that was set back is right if it still says so after this time.
+# If the clock was set back, it is believed after this time.
 BELIEVED_AFTER = timedelta(hours=1)
 
 
 def schedule_of(row: PeriodicTask) -> schedules.BaseSchedule:
-    """Return when the task of a row runs; raise ValueError if its crontab has no time zone.
+    """Return when the task of a row runs. Raise ValueError if its crontab has no time zone.
 
-    Not as the row itself says it: that forgets an hour, or is hours off, at the end of summer time or without USE_TZ.
+    The row's own schedule misses an hour, or is hours off, at the end of summer time or without USE_TZ.
     """
     plan = row.scheduler
     if isinstance(plan, CrontabSchedule):
@@ -37,10 +37,11 @@ def schedule_of(row: PeriodicTask) -> schedules.BaseSchedule:
 
 
 def lies_ahead(last_run_at: datetime, now: datetime, schedule: schedules.BaseSchedule) -> bool:
-    """Return whether a run lies so far ahead that its schedule has to count from now: the clock was set back since.
+    """Return whether the last run is so far in the future that its schedule has to count from now.
 
-    What runs at certain hours has run at those that come again, so it waits for the next one, as cron has it; unless
-    the run lies more than three hours ahead, because then it was the earlier time that was wrong.
+    The clock was then set back after the run. A task for certain hours has already run at those that occur again, so it
+    waits for the next one, as with cron. If the run is more than three hours in the future, the earlier time was the
+    wrong one.
     """
     if isinstance(schedule, schedules.schedule):
         return last_run_at > now
@@ -49,24 +50,24 @@ def lies_ahead(last_run_at: datetime, now: datetime, schedule: schedules.BaseSch
 
 
 class Entry(ModelEntry):
-    """A periodic task as beat sees it; of the row it writes what a run changes, because others may be editing it.
+    """A periodic task as beat sees it. It writes only what a run changes in the row, because others may be editing it.
 
-    `last_run_at` has a time zone, whatever the row's column has.
+    `last_run_at` has a time zone, whether or not the row's column has one.
     """
 
     def __init__(self, model: PeriodicTask, app: Celery | None = None) -> None:
-        """Read a row; raise what is wrong with it."""
+        """Read a row. Raises whatever is wrong with it."""
         last_run_at = model.last_run_at
         super().__init__(model, app=app)
         self.schedule = schedule_of(model)
         self.last_run_at = clock.passed(last_run_at) if last_run_at else self._beginning()
-        # Since when the clock is seen to be behind the last run.
+        # Since when this process has seen the clock behind the last run.
         self._behind_since: datetime | None = None
         if model.expires:
             self.options["expires"] = clock.aware(model.expires)
 
     def _beginning(self) -> datetime:
-        """Return from when on a task counts that has never run, so that it may be due at its start time."""
+        """Return the moment from which a task that has never run counts, so that it may be due at its start time."""
         if not self.model.start_time:
             return clock.passed(self.model.date_changed)
         start = clock.aware(self.model.start_time)
@@ -74,12 +75,12 @@ class Entry(ModelEntry):
         return start - (self.schedule.run_every if is_interval else timedelta.resolution)
 
     def go_on_from(self, former: "Entry | None") -> None:
-        """Take from an earlier reading of the row what its column does not tell, such as the pass of a doubled hour."""
+        """Copy what the row's column cannot express, such as the pass of a repeated hour, from an earlier reading."""
         if former and former.model.last_run_at == self.model.last_run_at:
             self.last_run_at, self._behind_since = former.last_run_at, former._behind_since
 
     def is_due(self) -> schedules.schedstate:
-        """Return whether the task is due, and the seconds until the next look; disable it if its time is over."""
+        """Return whether the task is due, and the seconds until the next check. Disable it if its time is over."""
         row, now = self.model, clock.now()
         if not row.enabled:
             return schedules.schedstate(False, NEVER_CHECK_TIMEOUT)
@@ -94,21 +95,22 @@ class Entry(ModelEntry):
         return self.schedule.is_due(self._counts_from(now))
 
     def _counts_from(self, now: datetime) -> datetime:
-        """Return the last run, or since when the clock is behind it."""
+        """Return the last run, or the moment since which the clock has been behind it."""
         is_behind = self._behind_since or lies_ahead(self.last_run_at, now, self.schedule)
         if not is_behind or self.last_run_at <= now:
             self._behind_since = None
             return self.last_run_at
         since = self._behind_since = min(self._behind_since or now, now)
         is_interval = isinstance(self.schedule, schedules.schedule)
-        # Others not at once: if the clock is wrong now, what has run must not run again when it is set right.
+        # Other tasks have to wait. If the clock is wrong now, tasks that have run must not run again when it is
+        # corrected.
         if is_interval or now - since > BELIEVED_AFTER:
             self._note(since)
             self.save()
         return since
 
     def count_run(self, ran_at: datetime) -> None:
-        """Count a run, and the next one from its moment."""
+        """Count a run. The next run counts from this moment."""
         self._note(ran_at)
         self.model.total_run_count += 1
 
@@ -116,7 +118,7 @@ class Entry(ModelEntry):
         self.last_run_at, self.model.last_run_at = ran_at, clock.for_column(ran_at)
 
     def save(self) -> None:
-        """Write down the last run; a row that was disabled meanwhile has none."""
+        """Record the last run. A row that was disabled in the meantime has none."""
         PeriodicTask.objects.filter(pk=self.model.pk, enabled=True).update(
             last_run_at=self.model.last_run_at, total_run_count=self.model.total_run_count
         )

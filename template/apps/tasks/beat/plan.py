@@ -1,4 +1,4 @@
-"""What `bootstrap_celery_tasks` would do: a step for each entry of SCHEDULED_TASKS, and nothing is written."""
+"""Plans what `bootstrap_celery_tasks` does: a step for each entry of SCHEDULED_TASKS. Nothing is written here."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ from .timing import EntryError, Schedule
 class Step:
     """What happens to one periodic task.
 
-    `created` has an entry, `adopted` an entry and a row, `updated` and `unchanged` all three. Those whose entry is gone
-    have a mark and its row: `removed`, `released` (it was adopted, so only the mark goes), and `kept` (not asked to do
-    either).
+    `created` has an entry, `adopted` has an entry and a row, and `updated` and `unchanged` have all three. Steps whose
+    entry is gone have a mark and its row: `removed`, `released` (it was adopted, so only the mark is deleted), and
+    `kept` (neither was requested).
     """
 
     action: Literal["created", "adopted", "updated", "unchanged", "removed", "released", "kept"]
@@ -42,7 +42,7 @@ def plan(entries: Iterable[Entry], *, remove_stale: bool) -> list[Step]:
     Raises CommandError, which names every entry that cannot be written.
     """
     wanted = {entry.name: entry for entry in entries}
-    # Tasks before marks: of a task that another release makes in between, at least the mark is seen.
+    # Read tasks before marks, so that if another release creates a task in between, at least its mark is seen.
     tasks = PeriodicTask.objects.filter(name__in=wanted).select_related("scheduled_task")
     namesakes = {task.name: task for task in tasks}
     marks = {mark.name: mark for mark in ScheduledTask.objects.select_related("periodic_task").order_by("name")}
@@ -62,7 +62,7 @@ def _plan_stale(mark: ScheduledTask, remove_stale: bool) -> Step:
 
 
 def _plan_entry(entry: Entry, mark: ScheduledTask | None, namesake: PeriodicTask | None) -> Step:
-    """Return the step for an entry, given its mark, and the periodic task that has the entry's name."""
+    """Return the step for an entry, given its mark and the periodic task with the entry's name."""
     if mark is None:
         return _plan_adoption(entry, namesake) if namesake else _plan_creation(entry)
     row = mark.periodic_task
@@ -103,21 +103,22 @@ def _describe_changes(entry: Entry, row: PeriodicTask, mark: ScheduledTask | Non
 
 
 def _differences(entry: Entry, row: PeriodicTask, columns: dict[str, Any]) -> list[str]:
-    """Return which columns of the row have other values, and "schedule" if it runs on another than the entry's."""
+    """Return the columns of the row with other values, and "schedule" if it does not run on the entry's schedule."""
     differences = [column for column, value in columns.items() if getattr(row, column) != value]
     return differences if runs_on(row, entry.schedule) else [*differences, "schedule"]
 
 
 def wanted_columns(entry: Entry, row: PeriodicTask, mark: ScheduledTask | None) -> dict[str, Any]:
-    """Return the columns of the entry's row as they are to be, given the row and its mark as they are."""
+    """Return the columns that the entry's row should have, given the current row and its mark."""
     return {**entry.columns, "enabled": entry.columns["enabled"] and not _stays_off(entry, row, mark)}
 
 
 def _stays_off(entry: Entry, row: PeriodicTask, mark: ScheduledTask | None) -> bool:
-    """Return whether a task that the settings enable is nevertheless off.
+    """Return whether a task that the settings enable is disabled nevertheless.
 
-    It is if somebody disabled it in the admin: that outlasts any change of the entry. What beat itself disabled,
-    because it ran once or its time was over, is armed again by another schedule or another end, and by nothing else.
+    That is so if somebody disabled it in the admin, which outlasts any change of the entry. A task that beat itself
+    disabled, because it ran once or its time was over, is enabled again by another schedule or another end, and by
+    nothing else.
     """
     now = timezone.now()
     rescheduled = not runs_on(row, entry.schedule)
@@ -131,11 +132,11 @@ def _stays_off(entry: Entry, row: PeriodicTask, mark: ScheduledTask | None) -> b
 
 
 def _may_have_run_once(row: PeriodicTask, now: datetime) -> bool:
-    # Beat leaves no trace of the run when it disables a one-off task. Only a clocked one yet to come cannot have run.
+    # Beat leaves no trace of the run when it disables a one-off task. Only a clocked one in the future cannot have run.
     return row.one_off and not (row.clocked and row.clocked.clocked_time > now)
 
 
 def runs_on(row: PeriodicTask, schedule: Schedule) -> bool:
-    """Return whether the row of a periodic task points at this schedule."""
+    """Return whether the row of a periodic task points to this schedule."""
     schedule_id = getattr(row, f"{schedule.kind}_id")
     return schedule_id is not None and schedule.model.objects.filter(pk=schedule_id, **schedule.columns).exists()

@@ -1,4 +1,4 @@
-"""Bring the periodic tasks in the database to what SCHEDULED_TASKS says: first a plan, then what it writes."""
+"""Makes the periodic tasks in the database match SCHEDULED_TASKS, in two steps: planning and writing."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ KINDS = ("interval", "crontab", "solar", "clocked")
 
 
 def bootstrap(*, remove_stale: bool = False, dry_run: bool = False) -> list[Step]:
-    """Write what SCHEDULED_TASKS says, and return the steps that were taken, or with `dry_run` would be.
+    """Apply SCHEDULED_TASKS and return the steps taken, or with `dry_run` the steps that would be taken.
 
     Raises CommandError, before anything is written, if an entry is wrong or its name is taken.
     """
@@ -36,9 +36,9 @@ def bootstrap(*, remove_stale: bool = False, dry_run: bool = False) -> list[Step
 
 
 def _lock() -> None:
-    """Wait for other releases, and for the admin: whoever changes a periodic task writes this row first.
+    """Wait for other releases and for the admin, because every change of a periodic task writes this row first.
 
-    An UPDATE, not a SELECT … FOR UPDATE, because SQLite locks at the first write.
+    This is an UPDATE instead of a SELECT … FOR UPDATE, because SQLite locks at the first write.
     """
     if not PeriodicTasks.objects.filter(ident=1).update(ident=1):
         PeriodicTasks.update_changed()
@@ -57,7 +57,7 @@ def _take(step: Step) -> None:
 
 
 def _make(entry: Entry, row: PeriodicTask | None) -> None:
-    """Create the periodic task, or take over the one that has its name, and mark it."""
+    """Create the periodic task, or adopt the one with its name, and mark it."""
     mark = ScheduledTask(name=entry.name, adopted=row is not None)
     if row is None:
         enabled = entry.columns["enabled"] and not entry.schedule.is_over(timezone.now())
@@ -78,27 +78,27 @@ def _update(entry: Entry, row: PeriodicTask, mark: ScheduledTask) -> None:
 
 
 def _write(entry: Entry, row: PeriodicTask, mark: ScheduledTask, *, columns: dict[str, Any]) -> None:
-    """Write the columns that differ, and only those: beat counts the runs in the same row."""
+    """Write only the columns that differ, because beat counts the runs in the same row."""
     changed = {column: value for column, value in columns.items() if getattr(row, column) != value}
     rescheduled = not runs_on(row, entry.schedule)
     if rescheduled:
         changed |= _schedule_relations(entry.schedule, mark)
     if rescheduled or "enabled" in changed:
-        # A new schedule counts from now on, not from the last run under the former one.
+        # A new schedule counts from now on, not from the last run under the previous schedule.
         changed["last_run_at"] = None
     if entry.columns["one_off"] and (rescheduled or "one_off" in changed):
-        # Beat takes a one-off task that has a count for done.
+        # Beat treats a one-off task with a run count as done.
         changed["total_run_count"] = 0
     if not changed:
         return
     for column, value in changed.items():
         setattr(row, column, value)
-    # `save`, because beat is not told of what QuerySet.update writes.
+    # This uses `save`, because beat does not learn of what QuerySet.update writes.
     row.save(update_fields=[*changed, "date_changed"])
 
 
 def _schedule_relations(schedule: Schedule, mark: ScheduledTask) -> dict[str, Model | None]:
-    """Return the schedule relations of a task, all but one empty, and note in the mark a schedule that is our own."""
+    """Return the schedule relations of a task, all but one empty, and record in the mark a schedule that is ours."""
     row = schedule.model.objects.filter(**schedule.columns).order_by("pk").first()
     is_ours = row is None or ScheduledTask.objects.filter(schedule_kind=schedule.kind, schedule_id=row.pk).exists()
     if row is None:
@@ -113,10 +113,10 @@ def _remove(mark: ScheduledTask) -> None:
 
 
 def _drop_schedule(kind: str, schedule_id: int | None) -> None:
-    """Delete a schedule that this command made once no task runs on it."""
+    """Delete a schedule that this command has created if no task runs on it any more."""
     if not kind:
         return
-    # Locked before the check: its deletion would take along a task that starts to use it in between.
+    # Locked before the check, because its deletion would also delete a task that starts to use it in between.
     row = schedule_model(kind).objects.select_for_update().filter(pk=schedule_id).first()
     if row and not PeriodicTask.objects.filter(**{kind: row}).exists():
         row.delete()

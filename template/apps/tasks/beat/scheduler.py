@@ -1,4 +1,4 @@
-"""Beat with a lease: any number may run, one sends."""
+"""A beat scheduler with a lease: any number of beats may run, and one sends."""
 
 import math
 import signal
@@ -22,11 +22,13 @@ from apps.web import clock
 from .lease import WATCH_SECONDS, Lease
 from .periodic import Entry
 
-# The longest time without a look at a task: so soon a clock that was set is noticed.
+# The longest time between two checks of a task, in seconds. A changed clock is noticed within this time.
 LOOK_SECONDS = 60.0
-# The longest time without reading all rows: those changed without a signal, as by QuerySet.update, are noticed so soon.
+# The longest time between two reads of all rows, in seconds. Rows that were changed without a signal, as by
+# QuerySet.update, are noticed within this time.
 READ_SECONDS = 300.0
-# A task that could not be sent is tried again after the first time, then after twice as long each time up to the last.
+# A task that could not be sent is retried after the first of these times, then after twice as long each time, up to the
+# second.
 RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 300.0
 
@@ -34,12 +36,12 @@ logger = get_logger(__name__)
 
 
 class LeaseScheduler(DatabaseScheduler):
-    """The scheduler of CELERY_BEAT_SCHEDULER; what it promises stands at the head of this package."""
+    """The scheduler of CELERY_BEAT_SCHEDULER. The docstring of this package says what it guarantees."""
 
     Entry = Entry
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Prepare to stand by; with `lazy`, only to be described."""
+        """Prepare to stand by. With `lazy`, the scheduler is only described."""
         self.lease = Lease()
         self._queues = Watch()
         self._sends = self._in_round = self._stopping = False
@@ -50,19 +52,19 @@ class LeaseScheduler(DatabaseScheduler):
         super().__init__(*args, **kwargs)
 
     def setup_schedule(self) -> None:
-        """Let a round end before beat does; the rows are read when the lease is ours."""
-        # Celery's own handlers interrupt whatever beat does, and what is sent but not written down is sent again.
+        """Finish the current round before beat exits. The rows are read when this process gets the lease."""
+        # Celery's own signal handlers interrupt beat anywhere, and a task that was sent but not recorded is sent again.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._stop)
             signal.signal(signal.SIGINT, self._stop)
 
     @property
     def schedule(self) -> dict[str, Entry]:
-        """The enabled tasks by name, as they were last read."""
+        """The enabled tasks by name, as of the last read."""
         return self._schedule
 
     def tick(self, *args: Any, **kwargs: Any) -> float:
-        """Make one round; return the seconds until the next."""
+        """Run one round and return the seconds until the next."""
         alive.touch("beat")
         self._in_round = True
         try:
@@ -78,17 +80,17 @@ class LeaseScheduler(DatabaseScheduler):
         return seconds
 
     def should_sync(self) -> bool:
-        """Return no: each run is written down at once."""
+        """Return False, because each run is recorded at once."""
         return False
 
     def sync(self) -> None:
-        """Write down the runs that are not yet; raise an error of the database if it does not answer."""
+        """Record the runs that are not recorded yet. Raise a database error if the database does not answer."""
         for name in list(self._dirty):
             self._schedule[name].save()
             self._dirty.discard(name)
 
     def close(self) -> None:
-        """Write down what is left, and give the lease back, so that another beat goes on at once."""
+        """Record what is left and release the lease, so that another beat takes over at once."""
         if self._sends:
             try:
                 self.sync()
@@ -100,9 +102,10 @@ class LeaseScheduler(DatabaseScheduler):
         super().close()
 
     def all_as_schedule(self) -> dict[str, Entry]:
-        """Read the enabled tasks; one that cannot be read is logged and left out."""
+        """Read the enabled tasks. A task that cannot be read is logged and left out."""
         entries = {}
-        # All of them: django-celery-beat's query leaves out what is hours away, and fails as a whole for one bad row.
+        # This reads all rows. django-celery-beat's query omits tasks that are hours away, and one bad row makes it
+        # fail.
         for row in PeriodicTask.objects.enabled():
             try:
                 entries[row.name] = self.Entry(row, app=self.app)
@@ -113,7 +116,7 @@ class LeaseScheduler(DatabaseScheduler):
         return entries
 
     def apply_async(self, entry: Entry, *args: Any, **kwargs: Any) -> None:
-        """Send the task; an error is kept for `_send`, since `apply_entry`, which calls this, would drop it."""
+        """Send the task. An error is kept for `_send`, because `apply_entry`, which calls this, would drop it."""
         try:
             super().apply_async(entry, advance=False)
         except SchedulingError as error:
@@ -122,7 +125,7 @@ class LeaseScheduler(DatabaseScheduler):
     # One round -----------------------------------------------------------------
 
     def _round(self) -> float:
-        """Renew the lease or stand by; send what is due; return the seconds until the next round."""
+        """Renew the lease or stand by, send what is due, and return the seconds until the next round."""
         close_old_connections()
         if not self._holds_lease():
             return WATCH_SECONDS
@@ -148,7 +151,7 @@ class LeaseScheduler(DatabaseScheduler):
         return self._sends
 
     def _forget(self) -> None:
-        """Drop what is known of the tasks: another beat may have sent them since."""
+        """Drop what is known about the tasks, because another beat may have sent them since."""
         self._schedule: dict[str, Entry] = {}
         self._dirty: set[str] = set()
         self._looks: dict[str, float] = {}
@@ -156,7 +159,7 @@ class LeaseScheduler(DatabaseScheduler):
         self._read_again_at = 0.0
 
     def _read(self) -> None:
-        """Read the tasks if one has changed; then those that could not be sent are tried again, too."""
+        """Read the tasks if one has changed. Those that could not be sent are then retried, too."""
         changed_at = self.Changes.last_change()
         if changed_at != self._last_timestamp:
             self._looks.clear()
@@ -169,7 +172,7 @@ class LeaseScheduler(DatabaseScheduler):
         self._last_timestamp, self._read_again_at = changed_at, time.monotonic() + READ_SECONDS
 
     def _send_due(self) -> float:
-        """Send what is due; return the seconds until something may be, or lease and rows need a look."""
+        """Send what is due. Return the seconds until something may be due, or the lease or the rows need a check."""
         if "broker" in self._silent and not self._broker_answers():
             return RETRY_SECONDS
         for entry in sorted(self._schedule.values(), key=self._next_look):
@@ -183,13 +186,13 @@ class LeaseScheduler(DatabaseScheduler):
         return min(max(next_look - time.monotonic(), 0.0), self.lease.renew_seconds, self.max_interval)
 
     def _next_look(self, entry: Entry) -> float:
-        """Return when to look at a task, by the monotonic clock."""
+        """Return when to check a task next, by the monotonic clock."""
         return self._looks.get(entry.name, 0.0)
 
     # One task ------------------------------------------------------------------
 
     def _attend(self, entry: Entry) -> float | None:
-        """Send the task if it is due; return the seconds until the next look at it, None if nothing can be sent now."""
+        """Send the task if it is due. Return the seconds until its next check, or None if nothing can be sent now."""
         try:
             is_due, seconds = entry.is_due()
         except Exception as error:
@@ -208,13 +211,13 @@ class LeaseScheduler(DatabaseScheduler):
         return min(seconds, LOOK_SECONDS)
 
     def _send(self, entry: Entry) -> BaseException | None:
-        """Send the task; return what went wrong."""
+        """Send the task and return what went wrong, if anything."""
         self._failure = None
         self.apply_entry(entry)
         return self._failure
 
     def _seconds_after(self, error: BaseException, entry: Entry) -> float | None:
-        """Return when to try a task again that could not be sent; None if that is the broker's fault."""
+        """Return the seconds until a task that could not be sent is retried, or None if the broker is the cause."""
         if not self._broker_answers():
             return None
         seconds = min(RETRY_SECONDS * 2 ** self._failures[entry.name], LONGEST_RETRY_SECONDS)
@@ -222,7 +225,7 @@ class LeaseScheduler(DatabaseScheduler):
         logger.error("The task %r was not sent, next try in %.0f s: %r", entry.name, seconds, error)
         return seconds
 
-    # Who does not answer --------------------------------------------------------
+    # Services that do not answer -------------------------------------------------
 
     def _broker_answers(self) -> bool:
         failure = broker_failure()
@@ -230,7 +233,7 @@ class LeaseScheduler(DatabaseScheduler):
         return failure is None
 
     def _report(self, name: str, problem: object) -> None:
-        """Log once that something does not answer, and once that it does again."""
+        """Log once that a service does not answer, and once that it answers again."""
         if problem is not None and name not in self._silent:
             self._silent.add(name)
             logger.error("The %s does not answer, nothing is sent until it does: %s", name, problem)
@@ -239,7 +242,7 @@ class LeaseScheduler(DatabaseScheduler):
             logger.info("The %s answers again.", name)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        """End after the round. A second signal changes nothing: the end itself takes a moment."""
+        """Exit after the round. A second signal changes nothing, because the exit itself takes a moment."""
         is_first, self._stopping = not self._stopping, True
         if is_first and not self._in_round:
             raise SystemExit

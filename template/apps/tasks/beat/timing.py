@@ -1,4 +1,4 @@
-"""When a task runs: the `schedule` of an entry, as the columns of the database that say the same."""
+"""Converts the `schedule` of an entry, which says when a task runs, to database columns."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,17 +17,17 @@ from apps.web import clock
 
 # In the order in which cron writes them.
 CRONTAB_FIELDS = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
-# What an integer column holds on every database.
+# The largest value of an integer column that every database can store.
 LARGEST_INTEGER = 2**31 - 1
 
 
 class EntryError(Exception):
-    """What is wrong with an entry, and the remedy; the message continues a sentence that names the entry."""
+    """Says what is wrong with an entry and how to fix it. The message continues a sentence that names the entry."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """When a task runs: the relation of PeriodicTask ("crontab", "interval", …), and the columns of the row there."""
+    """When a task runs: the relation of PeriodicTask ("crontab", "interval", …) and the columns of the related row."""
 
     kind: str
     columns: dict[str, Any]
@@ -41,18 +41,19 @@ class Schedule:
         return schedule_model(self.kind)
 
     def is_over(self, now: datetime) -> bool:
-        """Return whether the schedule names one moment, and that is past."""
+        """Return whether the schedule names a single moment that is past."""
         return self.kind == "clocked" and self.columns["clocked_time"] <= now
 
 
 def schedule_model(kind: str) -> type[Model]:
-    """Return the model that the relation of PeriodicTask points at."""
+    """Return the model that the relation of PeriodicTask points to."""
     return PeriodicTask._meta.get_field(kind).related_model
 
 
 def read_schedule(value: Any) -> Schedule:
-    """Return the columns for the schedule of an entry; raise EntryError where the database has none for it."""
-    # By the exact type: the database keeps neither the behaviour of a subclass nor a clock of its own.
+    """Return the columns for the schedule of an entry. Raise EntryError if the database cannot store it."""
+    # The type must match exactly, because the database stores neither the behaviour of a subclass nor a clock of its
+    # own.
     reader = SCHEDULE_READERS.get(type(value))
     if reader is None:
         raise EntryError(
@@ -64,7 +65,7 @@ def read_schedule(value: Any) -> Schedule:
 
 
 def _read_interval(value: float | timedelta) -> Schedule:
-    """Return an interval in seconds, or in microseconds where seconds would round it."""
+    """Return an interval in seconds, or in microseconds if seconds would round it."""
     microseconds = to_timedelta("schedule", value) // timedelta(microseconds=1)
     seconds, fraction = divmod(microseconds, 1_000_000)
     every, period = (microseconds, IntervalSchedule.MICROSECONDS) if fraction else (seconds, IntervalSchedule.SECONDS)
@@ -84,7 +85,7 @@ def _read_celery_schedule(value: schedules.schedule) -> Schedule:
 
 
 def _read_crontab(value: schedules.crontab) -> Schedule:
-    # Not `value.tz`, which a plain crontab would remember, and settings are not ours to change.
+    # A plain crontab would remember `value.tz` once it is read, and settings are not ours to change.
     zone = str(value.tz if isinstance(value, TzAwareCrontab) else value.app.timezone)
     if zone not in available_timezones():
         raise EntryError(f"{zone!r} is no name of a time zone; use one such as 'Europe/Berlin' (CELERY_TIMEZONE).")
@@ -93,7 +94,7 @@ def _read_crontab(value: schedules.crontab) -> Schedule:
 
 
 def _crontab_text(value: schedules.crontab, field: str) -> str:
-    """Return a field as it was written, or what a list of numbers means as cron writes it."""
+    """Return a field as it was written, or a list of numbers as cron writes it."""
     written = getattr(value, f"_orig_{field}")
     return str(written) if isinstance(written, int | str) else ",".join(map(str, sorted(getattr(value, field))))
 
@@ -109,7 +110,7 @@ def _read_clocked(value: clocked) -> Schedule:
 
 
 def to_timedelta(key: str, value: Any) -> timedelta:
-    """Return a duration that an entry gives in seconds or as a timedelta; raise EntryError for anything else."""
+    """Return a duration that an entry gives in seconds or as a timedelta. Raise EntryError for anything else."""
     if isinstance(value, timedelta):
         return value
     if type(value) not in (int, float):

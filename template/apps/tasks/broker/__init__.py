@@ -1,10 +1,10 @@
-"""The broker: which one it is, how it is reached, and transports that lose nothing on the way.
+"""The broker: which one is used, how it is reached, and transports that lose nothing on the way.
 
-Promises that no message is lost between the broker and a worker, and that no wait for the broker is without an end.
-The settings and every other room call it; it calls none of them. Without `redis_transport` or `rabbitmq_transport`
-kombu's own are used, see the README in the folder above.
+This room promises that no message is lost between the broker and a worker, and that every wait for the broker has an
+end. The settings and all other rooms call it. It calls none of them. Without `redis_transport` or `rabbitmq_transport`,
+kombu's own transports are used. See the README in the folder above.
 
-The settings import this module, so it needs nothing but the standard library.
+The settings import this module, so it needs only the standard library.
 """
 
 from .options import (

@@ -1,6 +1,7 @@
-"""What may stand in the URL of a broker or of a place for results, and connections that take the options there.
+"""Validates the URLs of brokers and result backends, and passes the options in them to the client.
 
-Celery notices a URL that cannot work when it connects, by an error that does not name it; the settings by a sentence.
+Celery notices a bad URL only when it connects, and its error does not name the URL. The settings report it in one
+sentence.
 """
 
 import re
@@ -20,14 +21,14 @@ from apps.web.environment import ALIASES, RULES, Unusable, checked_url, number, 
 
 from .options import is_redis
 
-# Valkey is Redis by another name, which neither Celery nor the client of Redis knows.
+# Valkey speaks the protocol of Redis, but neither Celery nor the Redis client knows its schemes.
 ALIASES.update(valkey="redis", valkeys="rediss")
 
 Options = dict[str, Callable[[str], Any]]
 
 
 def certificates_file(value: str) -> str:
-    """Return the path of a file, if there are certificates in it; else raise Unusable."""
+    """Return the path of a file if it contains certificates, else raise Unusable."""
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(value)
     except OSError as error:
@@ -38,7 +39,7 @@ def certificates_file(value: str) -> str:
 
 # Options --------------------------------------------------------------------
 
-# What the drivers take, which Celery knows among the transport options alone.
+# Options of the drivers. Celery accepts them only as transport options.
 TRANSPORT_OPTIONS: dict[str, Options] = {
     "redis": {
         "client_name": str,
@@ -51,7 +52,7 @@ TRANSPORT_OPTIONS: dict[str, Options] = {
     },
     "amqp": {"connect_timeout": number, "read_timeout": number, "write_timeout": number},
 }
-# What Celery and the client of Redis read in the URL by themselves.
+# Options that Celery and the Redis client read from the URL by themselves.
 AMQP_OPTIONS: Options = {"heartbeat": number, "login_method": str}
 URL_OPTIONS: dict[str, Options] = {
     "amqp": AMQP_OPTIONS,
@@ -76,11 +77,11 @@ def _driver_options(scheme: str) -> Options:
 
 
 def _check(parts: SplitResult) -> None:
-    """Raise Unusable if a URL of Redis or RabbitMQ has an unknown option, one of another type, or no such database."""
+    """Raise Unusable if a Redis or RabbitMQ URL has an unknown option, a value of the wrong type, or a bad database."""
     known = _driver_options(parts.scheme) | URL_OPTIONS[parts.scheme]
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name not in known:
-            # What is no name may be a piece of a password.
+            # A text that is not an option name may be part of a password.
             shown = f"the option {name}" if name.isidentifier() else "an option"
             raise Unusable(f"which has {shown}, but can have only {', '.join(sorted(known))}")
         try:
@@ -98,7 +99,7 @@ RULES.update(dict.fromkeys(URL_OPTIONS, _check))
 
 
 class Connection(kombu.Connection):
-    """A connection that takes the options of a driver from the URL; they have precedence over those of the settings."""
+    """A connection that takes driver options from the URL. They override the options in the settings."""
 
     def __init__(
         self,
@@ -108,14 +109,14 @@ class Connection(kombu.Connection):
         **kwargs: Any,
     ) -> None:
         options = dict(transport_options or {})
-        # A name alone, or nothing, where a connection is made like another one.
+        # This is only a name, or None, if the connection is a copy of another one.
         if isinstance(hostname, str) and "?" in hostname:
             hostname = ";".join(_without_options(url, options) for url in hostname.split(";"))
         super().__init__(hostname, *args, transport_options=options, **kwargs)
 
 
 def _without_options(url: str, options: dict[str, Any]) -> str:
-    """Return the URL without what belongs among the transport options, which is put there."""
+    """Move the driver options from the URL into the transport options, and return the rest of the URL."""
     head, _, query = url.partition("?")
     scheme, _, address = head.partition("://")
     if scheme not in URL_OPTIONS:
@@ -136,12 +137,12 @@ def _without_options(url: str, options: dict[str, Any]) -> str:
 
 
 def broker_url(value: str) -> str:
-    """Return the URL of a broker, or URLs of several with semicolons, if tasks can be sent there; else raise Unusable.
+    """Return the broker's URL, or several URLs separated by semicolons, or raise Unusable if one cannot work.
 
-    Nobody is asked for it: whether the broker answers is another matter.
+    This does not connect, so the broker may still be down.
     """
     first, *others = value.split(";")
-    # A host may stand for the URL of the first with another host.
+    # After the first URL, a bare host stands for the same URL with another host.
     for url in (first, *(other for other in others if "://" in other)):
         checked_url(url)
         _need_driver(url)
@@ -161,7 +162,7 @@ def broker_url(value: str) -> str:
 
 
 def result_backend(value: str) -> str:
-    """Return the name or the URL of a place for results, if there is such a place; else raise Unusable."""
+    """Return the name or the URL of a result backend if that backend exists, else raise Unusable."""
     name, is_url, _ = value.partition("://")
     for url in filter(None, value.split(";") if is_url else ()):
         checked_url(url)

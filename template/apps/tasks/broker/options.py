@@ -1,6 +1,6 @@
-"""Which message broker carries the tasks: one named by a URL, or a server of this checkout's own for development.
+"""Chooses the message broker: the one that a URL names or, in development, a server for this checkout alone.
 
-The settings import this module, so at the top it needs nothing but the standard library.
+The settings import this module, so at import time it needs only the standard library.
 """
 
 import importlib.util
@@ -16,15 +16,17 @@ from typing import Any
 
 BROKER_VARIABLES = ("CELERY_BROKER_URL", "REDIS_URL")
 DATA_DIRECTORY = ".dev"
-# How long one answer of the broker may take. Sending asks up to three times while a person waits for the page.
+# How long the broker may take for one answer, in seconds. Sending waits for up to three answers while a person waits
+# for the page.
 SENDER_SECONDS = 0.5
-# A worker whose broker stalls for a moment must not give up its connection: what it finishes meanwhile would run again.
+# If the broker stalls for a moment, a worker must not drop its connection, because the tasks that it finishes in the
+# meantime would run again.
 WORKER_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server program for development, and how to call it in a sentence."""
+    """A server program for development, and its name for messages."""
 
     program: Path
     name: str
@@ -40,30 +42,31 @@ def local_broker_url(base_dir: Path) -> str:
 
 
 def describe_broker(url: str) -> str:
-    """Return the URL, or the URLs of a list with semicolons, with passwords masked."""
+    """Return the URL with its password masked, or all URLs of a list that semicolons separate."""
     masked = (re.sub(r"://([^:@/]*):.*@", r"://\1:***@", part) for part in url.split(";"))
     return ";".join(re.sub(r"([?&][^=&]*password=)[^&]*", r"\1***", part) for part in masked)
 
 
 def broker_variable() -> str | None:
-    """Return the name of the environment variable that names the broker, if one does."""
+    """Return the environment variable that names the broker, or None if there is none."""
     return next((name for name in BROKER_VARIABLES if os.environ.get(name)), None)
 
 
 def broker_error(timeout_seconds: float = 2.0, everything: bool = False) -> Exception | None:
-    """Try the broker of the settings once; return the error that a task would meet, or None if it can be sent.
+    """Try the configured broker once. Return the error that sending a task would meet, or None if it would succeed.
 
-    With `everything` Redis is asked whether workers may do what they do, too.
+    With `everything`, also ask Redis whether workers have all the rights that they need.
     """
     from celery import current_app
 
     limits = answer_limits(current_app.conf.broker_url, timeout_seconds)
     try:
         with current_app.connection_for_write(connect_timeout=timeout_seconds, transport_options=limits) as connection:
-            # Not connection.connect(), which pauses and tries a second time.
+            # connection.connect() would pause and try a second time.
             opened = connection.transport.establish_connection()
             channel = connection.transport.create_channel(opened)
-            # Ours can be asked. Whoever takes tasks from a Redis without memory may connect to it all the same.
+            # Only the channels of our own transports can be asked. A connection to a Redis whose memory is full
+            # succeeds, because workers must be able to take tasks from it, but sending would fail.
             if hasattr(channel, "examine") and (full := channel.examine(everything)):
                 raise full
             connection.transport.close_connection(opened)
@@ -74,14 +77,14 @@ def broker_error(timeout_seconds: float = 2.0, everything: bool = False) -> Exce
 
 
 def is_answer(error: Exception) -> bool:
-    """Return whether an error is what a broker has answered that is there, and takes no tasks now."""
-    # By name, because one of the two drivers may not be installed.
+    """Return whether an error is the answer of a broker that is up, but accepts no tasks now."""
+    # Compares names, because one of the two drivers may not be installed.
     kinds = {kind.__name__ for kind in type(error).__mro__}
     return not kinds.isdisjoint(("Blocked", "ResponseError")) or bool(getattr(error, "status_code", None))
 
 
 def broker_failure(timeout_seconds: float = 2.0) -> str | None:
-    """Try the broker of the settings once; return why tasks cannot be sent, or None if they can."""
+    """Connect to the configured broker once. Return why tasks cannot be sent, or None if they can."""
     error = broker_error(timeout_seconds)
     return error and (str(error) or type(error).__name__)
 
@@ -90,7 +93,7 @@ def broker_failure(timeout_seconds: float = 2.0) -> str | None:
 
 
 def is_redis(url: str) -> bool:
-    """Return whether the broker speaks Redis, on a socket, with TLS or behind sentinels, too."""
+    """Return whether the broker speaks the protocol of Redis, also on a Unix socket, with TLS, or behind sentinels."""
     return url.startswith(("redis", "sentinel"))
 
 
@@ -100,16 +103,16 @@ def is_rabbitmq(url: str) -> bool:
 
 
 def broker_kind(url: str) -> str:
-    """Return the name of the broker's kind as people know it."""
+    """Return the kind of the broker, by the name that people know."""
     if is_redis(url):
         return "Redis"
     return "RabbitMQ" if is_rabbitmq(url) else url.partition(":")[0]
 
 
 def answer_limits(url: str, seconds: float) -> dict[str, float]:
-    """Return the transport options that bound each wait for the broker; without them Celery waits for ever.
+    """Return the transport options that bound every wait for the broker. Without them, Celery waits forever.
 
-    Waiting for tasks is none of these: an idle worker stays connected.
+    They do not affect an idle worker, which stays connected while it waits for tasks.
     """
     if is_redis(url):
         return {"socket_connect_timeout": seconds, "socket_timeout": seconds}
@@ -119,38 +122,40 @@ def answer_limits(url: str, seconds: float) -> dict[str, float]:
 def broker_options(url: str, visibility_timeout_seconds: float) -> dict[str, Any]:
     """Return the transport options with which the broker at the URL loses nothing.
 
-    The visibility timeout is that of Redis, which cannot tell that a worker has died, and delivers again whatever was
-    not acknowledged in this time.
+    The visibility timeout applies to Redis. Redis cannot detect that a worker has died, so it redelivers every message
+    that was not acknowledged within this time.
     """
     if is_rabbitmq(url):
-        # Sending ends when RabbitMQ has confirmed the message, not when the message was written to a socket.
+        # Sending returns when RabbitMQ has confirmed the message, not when the message has been written to a socket.
         return {"confirm_publish": True, **answer_limits(url, SENDER_SECONDS)}
     if not is_redis(url):
         return {}
     return {
         "visibility_timeout": visibility_timeout_seconds,
-        # Every five seconds each worker looks for what is overdue; Celery's own pace is a hundred seconds.
+        # Each worker looks for overdue messages every five seconds. Celery's default is every hundred seconds.
         "unacked_restore_interval": 5,
         "unacked_restore_throttle": 1,
-        # One looks at a time; Celery would wait five minutes for one that died while it looked.
+        # Only one worker looks at a time. If it dies meanwhile, Celery's default would block the others for five
+        # minutes.
         "unacked_mutex_expire": 10,
-        # One for each acknowledgement under way: a hundred greenlets would exhaust Celery's ten, and run again.
+        # Each acknowledgement needs a connection. A hundred greenlets would exhaust Celery's default of ten, and their
+        # tasks would run again.
         "max_connections": 200,
         **answer_limits(url, SENDER_SECONDS),
     }
 
 
 def tls_options(url: str, ca_file: str = "", *, verify: bool = True) -> dict[str, Any] | None:
-    """Return how a `rediss://` or `amqps://` connection is secured: the certificate and its host name are verified.
+    """Return the TLS options for a `rediss://` or `amqps://` URL, or None for any other URL.
 
-    Celery itself would verify nothing for Redis, and not the name for RabbitMQ. The authorities are those of the
-    system, or that of the file. None for any other URL.
+    They verify the certificate and its host name against the authorities of the system or of the file. Celery by itself
+    verifies nothing for Redis, and no host name for RabbitMQ.
     """
     required = ssl.CERT_REQUIRED if verify else ssl.CERT_NONE
     if url.startswith("rediss:"):
         return {"ssl_cert_reqs": required, "ssl_check_hostname": verify, "ssl_ca_certs": ca_file or None}
     if url.startswith(("amqps:", "pyamqps:")):
-        # The name None stands for that of the URL; without the key no name is compared.
+        # None stands for the host name in the URL. Without this key, no name is compared.
         return {"cert_reqs": required, "ca_certs": ca_file or None} | ({"server_hostname": None} if verify else {})
     return None
 
@@ -159,7 +164,7 @@ def tls_options(url: str, ca_file: str = "", *, verify: bool = True) -> dict[str
 
 
 def find_server() -> Server | None:
-    """Return the server on PATH, or else the one that a development dependency brings, or None."""
+    """Return the server program on PATH, or else the one from a development dependency, or None."""
     for name in ("valkey-server", "redis-server"):
         if program := shutil.which(name):
             return Server(Path(program), program)
@@ -171,13 +176,13 @@ def find_server() -> Server | None:
 
 
 def server_command(server: Server, port: int, data: Path) -> list[str]:
-    """Return the command that runs the server for this machine only, and create its directory for data."""
+    """Return the command that runs the server for this machine only, and create its data directory."""
     make_directory(data)
     settings = {
         "bind": "127.0.0.1",
         "port": str(port),
         "dir": str(data),
-        # What waits survives the server, and is never thrown away for space.
+        # Queued tasks survive a restart of the server, and are never evicted to make room.
         "appendonly": "yes",
         "save": "",
         "maxmemory-policy": "noeviction",
@@ -187,14 +192,14 @@ def server_command(server: Server, port: int, data: Path) -> list[str]:
 
 
 def make_directory(data: Path) -> None:
-    """Create the directory for what only this checkout needs, unless it is there."""
+    """Create the directory for the files of this checkout, if it does not exist."""
     data.mkdir(exist_ok=True)
-    # Here rather than in the project's .gitignore: the directory says itself that it is nobody else's business.
+    # The directory ignores itself in git, so it does not depend on the project's .gitignore.
     (data / ".gitignore").write_text("*\n")
 
 
 def ask_server(port: int, command: str) -> bytes | None:
-    """Return what a server on this machine answers to a command; None if no program listens on the port."""
+    """Return what a server on this machine answers to a command, or None if no program listens on the port."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
             connection.sendall(f"{command}\r\n".encode())
@@ -206,10 +211,10 @@ def ask_server(port: int, command: str) -> bytes | None:
 
 
 def server_is_ready(port: int) -> bool:
-    """Return whether a server on this machine has read its data and takes commands."""
+    """Return whether a server on this machine has loaded its data and accepts commands."""
     return ask_server(port, "PING") == b"+PONG\r\n"
 
 
 def server_keeps(port: int, data: Path) -> bool:
-    """Return whether the server on this machine keeps its data in this directory, and so is this checkout's."""
+    """Return whether the server on this machine keeps its data in this directory, and so belongs to this checkout."""
     return b"\r\n" + os.fsencode(data) + b"\r\n" in (ask_server(port, "CONFIG GET dir") or b"")

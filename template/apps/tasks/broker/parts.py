@@ -1,7 +1,8 @@
-"""The inner parts of Celery and kombu that this folder builds on, and what happens when a release changes one.
+"""The internals of Celery and kombu that this folder builds on, and what happens when a release changes one.
 
-Celery promises nothing for them. So they are listed here, each under what needs it, with what takes its place where
-they do not fit: Celery's own, which keeps fewer promises but runs. With the tested releases nothing is looked at.
+Celery makes no promises about its internals. They are therefore listed here under the class or function that needs
+them. If one of them does not fit, Celery's own class takes over. It keeps fewer promises, but it runs. With the tested
+releases, nothing is checked.
 """
 
 import inspect
@@ -18,7 +19,8 @@ from celery.utils.log import get_logger
 from kombu.transport import TRANSPORT_ALIASES
 
 TESTED = {"celery": "5.7", "kombu": "5.7"}
-# What is ours, what stands in for it, and the parts that it needs: methods with their parameters, and other names.
+# Our own classes and functions, each with its fallback and the parts that it needs: methods with their parameters, and
+# other names.
 PARTS = {
     "apps.tasks.broker.redis_transport:Transport": (
         "kombu.transport.redis:Transport",
@@ -126,7 +128,7 @@ logger = get_logger(__name__)
 
 @cache
 def misfits() -> dict[str, str]:
-    """Return a sentence for each thing of ours that the installed releases do not fit."""
+    """Return a sentence for each of our classes and functions that does not fit the installed releases."""
     if all(version(name).startswith(f"{release}.") for name, release in TESTED.items()):
         return {}
     found = {ours: [part for part in parts if not fits(part)] for ours, (_, *parts) in PARTS.items()}
@@ -139,7 +141,7 @@ def misfits() -> dict[str, str]:
 
 
 def fits(part: str) -> bool:
-    """Return whether a part is there and, if it is a method, takes these parameters."""
+    """Return whether a part exists and, if it is a method, accepts these parameters."""
     module, names, parameters = PART.fullmatch(part).group("module", "names", "parameters")
     try:
         found: Any = import_module(module)
@@ -147,7 +149,7 @@ def fits(part: str) -> bool:
         return False
     for name in names.split("."):
         if not hasattr(found, name):
-            # What an instance alone has: some method must name it.
+            # If only instances have this attribute, some method must name it.
             return parameters is None and isinstance(found, type) and _is_named(name, found)
         found = getattr(found, name)
     if parameters is None:
@@ -163,12 +165,12 @@ def _is_named(name: str, kind: type) -> bool:
 
 
 def fitting(ours: str) -> str:
-    """Return what is ours by its path, or the path of what stands in for it."""
+    """Return the path of our own class if it fits, or else the path of its fallback."""
     return PARTS[ours][0] if ours in misfits() else ours
 
 
 def use_what_fits(app: Celery) -> None:
-    """Leave to Celery what does not fit it; workers and beats say so when they start."""
+    """Replace what does not fit by Celery's own. Workers and beats log a warning when they start."""
     if not misfits():
         return
     worker_init.connect(_warn, weak=False)

@@ -1,4 +1,4 @@
-"""Which queues the project has, how they are declared, and what waits in them."""
+"""The queues of the project: their names, how they are declared, and how many messages wait in them."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -19,7 +19,8 @@ from kombu.utils.objects import cached_property
 from .connection import Connection
 from .options import is_rabbitmq
 
-# Deliveries after which RabbitMQ drops a message; 20 is its own limit, and each restart of a worker may count as one.
+# After this many deliveries, RabbitMQ drops a message. Its default is 20, and each restart of a worker may count as
+# one.
 DELIVERY_LIMIT = 100
 # Where a message with a countdown waits in RabbitMQ, and what Celery puts in front of its routing key for that.
 DELAY_EXCHANGE = "celery_delayed_27"
@@ -29,21 +30,22 @@ DELAY_LEVELS = re.compile(r"^(?:[01]\.){28}")
 class QuorumQueues(Queues):
     """Queues that RabbitMQ copies to several nodes and writes to disk before it confirms a message.
 
-    This holds for every queue that stays, wherever it is named: the default queue, a route, CELERY_TASK_QUEUES.
-    A queue that names a type of its own keeps it.
+    This applies to every permanent queue, wherever it is declared: as the default queue, in a route or in
+    CELERY_TASK_QUEUES. A queue that declares its own type keeps it.
     """
 
     def __setitem__(self, name: str, queue: Queue) -> None:
         arguments = queue.queue_arguments or {}
         if "x-queue-type" not in arguments and queue.durable and not (queue.exclusive or queue.auto_delete):
             queue.queue_arguments = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT, **arguments}
-        # Celery gives one key to all that have none, and each of them would get a copy of every message.
+        # Celery gives the same routing key to all queues that have none. Each of them would get a copy of every
+        # message.
         queue.routing_key = queue.routing_key or name
         super().__setitem__(name, queue)
 
 
 class ProjectAMQP(AMQP):
-    """Celery's declarations; on RabbitMQ its queues are quorum queues, and no countdown ends nowhere."""
+    """Celery's declarations, with quorum queues on RabbitMQ and countdowns that always reach their queue."""
 
     Connection = Connection
 
@@ -93,13 +95,13 @@ class ProjectAMQP(AMQP):
 
 
 def configured_queues() -> set[str]:
-    """Return the names of the queues in the settings: those of CELERY_TASK_QUEUES, or else the default one."""
+    """Return the names of the queues in the settings: those in CELERY_TASK_QUEUES, or else the default queue."""
     queues: Any = current_app.conf.task_queues or [current_app.conf.task_default_queue]
     return set(queues if isinstance(queues, Mapping) else (getattr(queue, "name", queue) for queue in queues))
 
 
 def remedy(name: str) -> str:
-    """Return in a sentence what to do about a queue from which no worker takes."""
+    """Return a sentence that says what to do about a queue that no worker consumes."""
     known = configured_queues()
     if name in known:
         return f"Start a worker that takes from it: celery -A {current_app.main} worker -Q {name}."
@@ -112,11 +114,12 @@ def remedy(name: str) -> str:
 
 
 def queue_state(connection: Connection, name: str) -> tuple[int, int | None]:
-    """Return how many messages wait in a queue, and how many consumers it has: None on Redis, which does not know."""
-    # A channel for each, because RabbitMQ closes it when there is no such queue, as before the first worker.
+    """Return how many messages wait in a queue and how many consumers it has. On Redis, the latter is unknown: None."""
+    # Each queue gets its own channel, because RabbitMQ closes the channel if the queue does not exist, as before the
+    # first worker has started.
     channel = connection.channel()
     if isinstance(channel, virtual.Channel):
-        # Where a project's keys have a prefix of their own, kombu finds no queue on Redis to declare.
+        # If a project's keys have a prefix, kombu finds no queue to declare on Redis.
         return channel._size(name), None
     try:
         declared = channel.queue_declare(name, passive=True)

@@ -1,10 +1,11 @@
-"""RabbitMQ as broker, without waiting for ever: a message that is not confirmed in time is an error.
+"""A transport for RabbitMQ that does not wait forever: a message that is not confirmed in time is an error.
 
-Py-amqp bounds this wait by an option of the socket, which does nothing under gevent: there a broker that froze for
-seconds left a greenlet waiting for good, and with it everybody who wanted to send after it.
+Py-amqp bounds this wait with a socket option that has no effect under gevent: if a broker froze for a few seconds, a
+greenlet waited forever, and so did everybody who wanted to send after it.
 
-RabbitMQ with an alarm, of its memory or its disk, says so as soon as somebody sends, and reads nothing more. That is an
-error at once, too. What has been sent by then it takes when the alarm is over, so until then only a probe is sent.
+While RabbitMQ has a memory or disk alarm, it reports the alarm as soon as somebody sends, and stops reading. This, too,
+is an immediate error. RabbitMQ accepts what has been sent by then once the alarm is over, so during the alarm only a
+probe is sent.
 """
 
 from contextlib import suppress
@@ -19,8 +20,8 @@ class Channel(pyamqp.Channel):
     """A channel that waits for a confirmation as long as for any other answer."""
 
     def basic_publish_confirm(self, *args: Any, confirm_timeout: float | None = None, **kwargs: Any) -> Any:
-        """Publish, and wait for the confirmation; raise TimeoutError if it does not come in these seconds."""
-        # Without a connection, which another error may have cost, it is for py-amqp to say so: kombu makes a new one.
+        """Publish, and wait for the confirmation. Raise TimeoutError if it does not arrive within these seconds."""
+        # If another error has closed the connection, py-amqp reports it and kombu opens a new one.
         seconds = confirm_timeout or (self.connection and self.connection.transport.read_timeout)
         if Connection.is_blocked:
             self.examine()
@@ -28,7 +29,7 @@ class Channel(pyamqp.Channel):
         return super().basic_publish_confirm(*args, confirm_timeout=seconds, **kwargs)
 
     def examine(self, everything: bool = False) -> None:
-        """Send what no queue gets; raise an error of the connection if RabbitMQ does not take it."""
+        """Send a message that no queue gets. Raise a connection error if RabbitMQ does not accept it."""
         seconds = self.connection and self.connection.transport.read_timeout
         with suppress(AccessRefused):
             super().basic_publish_confirm(Message(), exchange="", routing_key="to.no.queue", confirm_timeout=seconds)
@@ -38,7 +39,7 @@ class Connection(pyamqp.Connection):
     """A connection with these channels."""
 
     Channel = Channel
-    # Whether the last message of this process has met an alarm.
+    # Whether the last message of this process ran into an alarm.
     is_blocked = False
 
     def _on_blocked(self) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Kombu's records of unacknowledged messages on Redis, for a server that cannot be told now what it must know."""
+"""Kombu's records of unacknowledged messages on Redis, for a server that cannot accept an update at the moment."""
 
 import logging
 from contextlib import suppress
@@ -9,25 +9,25 @@ from redis.exceptions import OutOfMemoryError
 
 logger = logging.getLogger(__name__)
 
-# The tags of messages whose tasks have ended, which no server could be told yet.
+# The delivery tags of messages whose tasks have ended, which could not be acknowledged to the server yet.
 untold: set[str] = set()
 
 
 class QoS(redis.QoS):
-    """Kombu's record of unacknowledged messages, which the script has written already for those that it took."""
+    """Kombu's record of unacknowledged messages. The script has already recorded the messages that it took."""
 
     def ack(self, delivery_tag: str) -> None:
-        """Have the server forget a message; if it cannot be told now, later."""
+        """Acknowledge a message. If the server cannot accept that now, acknowledge it later."""
         try:
             self._remove_from_indices(delivery_tag).execute()
         except self.channel.connection_errors as error:
             untold.add(delivery_tag)
             logger.warning("The broker is told later that a task has ended: %s", error)
-        # Its place is free, whatever the server knows.
+        # Its slot is free, whatever the server knows.
         virtual.QoS.ack(self, delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Have the server forget a message, or give it to somebody else; what cannot be given back now comes back."""
+        """Drop or requeue a message. If it cannot be requeued now, the server redelivers it later."""
         if not requeue:
             self.ack(delivery_tag)
             return
@@ -37,23 +37,23 @@ class QoS(redis.QoS):
             virtual.QoS.ack(self, delivery_tag)
 
     def restore_visible(self, *args: Any, **options: Any) -> None:
-        """Tell what has ended, and then give back what is overdue."""
+        """Send the delayed acknowledgements, and then requeue what is overdue."""
         for delivery_tag in tuple(untold):
             self._remove_from_indices(delivery_tag).execute()
             untold.discard(delivery_tag)
-        # A full memory takes nothing back. It is asked again soon.
+        # A server whose memory is full cannot requeue anything. It is asked again soon.
         with suppress(OutOfMemoryError):
             super().restore_visible(*args, **options)
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
-        """Give back what this process has taken, because the channel closes; what cannot be now comes back later."""
+        """Requeue what this process has taken, because the channel closes. The server redelivers the rest later."""
         try:
             super().restore_unacked_once(stderr)
         except self.channel.connection_errors as error:
             logger.warning("The broker will deliver again what cannot be given back now: %s", error)
 
     def append(self, message: virtual.Message, delivery_tag: str) -> None:
-        """Remember a message that was delivered."""
+        """Remember a delivered message."""
         if self.channel.taking:
             virtual.QoS.append(self, message, delivery_tag)
         else:

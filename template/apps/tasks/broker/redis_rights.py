@@ -1,7 +1,8 @@
-"""Which rights tasks need on Redis and Valkey, and whether the server would take a task now.
+"""Checks which rights tasks need on Redis and Valkey, and whether the server would accept a task now.
 
 A command that is queued in a transaction is judged at once: whether its user may run it on these keys, and whether the
-server takes it, which a replica or one without memory does not. The transaction is discarded, so nothing happens.
+server accepts it. A replica does not, nor does a server whose memory is full. The transaction is then discarded, so
+nothing happens.
 """
 
 import re
@@ -10,12 +11,12 @@ from typing import Any
 
 from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
 
-# What ACL SETUSER calls the keys or the channel of a command, and the words of the command.
+# The keys or the channel of a command in the notation of ACL SETUSER, and the words of the command.
 Command = tuple[str, tuple[str, ...]]
-# What those who send use each kind of key for, `*` being its name.
+# The commands that senders run on each kind of key. `*` stands for its name.
 QUEUE_OF_SENDER = "LPUSH * x, LLEN *, LTRIM * 0 0, PEXPIRE * 1"
 BINDING_OF_SENDER = "SADD * x, SMEMBERS *"
-# What all together use each kind of key or channel for.
+# The commands that senders, workers and tools together run on each kind of key or channel.
 QUEUE = f"{QUEUE_OF_SENDER}, RPUSH * x, RPOP *, BRPOP * 1, EXISTS *, DEL *"
 BINDING = f"{BINDING_OF_SENDER}, SREM * x, EXISTS *, DEL *, ZADD * 0 x, ZREM * x, ZRANGEBYSCORE * 0 0"
 RECORD = "WATCH *, HSET * x x, HGET * x, HDEL * x"
@@ -23,19 +24,20 @@ INDEX = "ZADD * 0 x, ZREM * x, ZRANGE * 0 0"
 MUTEX = "SET * x, GET *, DEL *"
 TOPIC = "PUBLISH * x, PSUBSCRIBE *, PUNSUBSCRIBE *"
 NO_KEY = "PING, SELECT 0, TIME, UNWATCH, EVAL x 0, EVALSHA x 0, SCRIPT EXISTS x, SCRIPT LOAD x"
-# What the server says where the command is forbidden, and not its keys or its channel.
+# What the server says if the command itself is forbidden, as opposed to its keys or its channel.
 FORBIDDEN = re.compile(r"to run the '([^']+)' command")
 
 
 def examine(channel: Any, queues: Iterable[str], everything: bool) -> OutOfMemoryError | None:
-    """Ask whether tasks for these queues can be sent or, with `everything`, whatever senders, workers and tools do.
+    """Ask whether tasks for these queues can be sent or, with `everything`, whether any right is missing.
 
-    Returns the error of a server whose memory is full. Raises NoPermissionError with all that its user lacks, and what
-    redis-py raises where the server takes nothing now.
+    `everything` covers what senders, workers and tools do. Returns the error of a server whose memory is full, else
+    None. Raises NoPermissionError with all rights that the user lacks, or what redis-py raises if the server accepts
+    nothing now.
     """
     connection = channel.pool.get_connection()
     try:
-        # Alone: if it were refused, the others would be run.
+        # MULTI is sent alone: if it were refused, the other commands would really run.
         lacking, full = _try(connection, [("", ("MULTI",))])
         if not lacking:
             lacking, full = _try(connection, [*_commands(channel, queues, everything), ("", ("DISCARD",))])
@@ -45,7 +47,7 @@ def examine(channel: Any, queues: Iterable[str], everything: bool) -> OutOfMemor
     finally:
         channel.pool.release(connection)
     if lacking and not everything:
-        # Whoever has to grant rights wants to hear of all of them.
+        # Whoever has to grant rights wants the complete list.
         return examine(channel, queues, everything=True)
     if lacking:
         raise refusal(connection.username, *lacking)
@@ -53,20 +55,20 @@ def examine(channel: Any, queues: Iterable[str], everything: bool) -> OutOfMemor
 
 
 def refusal(user: str | None, *rights: str) -> NoPermissionError:
-    """Return an error that says how to give the user these rights."""
+    """Return an error that says how to grant the user these rights."""
     user = user or "default"
     told = f"Redis does not let its user {user} do what tasks need. To allow it: ACL SETUSER {user} {' '.join(rights)}"
     return NoPermissionError(told)
 
 
 def lacking_right(error: NoPermissionError, keys: str) -> str:
-    """Return what ACL SETUSER calls the right that was missing: the command or, if not that, these keys."""
+    """Return the missing right in the notation of ACL SETUSER: the command or, if that is allowed, these keys."""
     found = FORBIDDEN.search(str(error))
     return f"+{found[1].lower()}" if found else keys
 
 
 def _try(connection: Any, commands: list[Command]) -> tuple[dict[str, None], OutOfMemoryError | None]:
-    """Send the commands; return the rights that are missing, and the error of a full memory."""
+    """Send the commands. Return the rights that are missing, and the error if the memory is full."""
     connection.send_packed_command(connection.pack_commands([words for _, words in commands]))
     lacking, full = {}, None
     for keys, _ in commands:
@@ -77,7 +79,7 @@ def _try(connection: Any, commands: list[Command]) -> tuple[dict[str, None], Out
         except OutOfMemoryError as error:
             full = error
         except ResponseError as error:
-            # A transaction does not take WATCH, for example; but that is said after the rights were looked at.
+            # A transaction refuses WATCH, for example, but only after the server has checked the rights.
             if error.status_code != "ERR":
                 raise
     return lacking, full

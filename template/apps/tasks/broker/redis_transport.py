@@ -1,14 +1,14 @@
-"""Redis and Valkey as broker, without kombu's window: a message that leaves the queue is on record in the same step.
+"""A transport for Redis and Valkey without kombu's window: a message leaves the queue and is recorded in one step.
 
-Kombu takes a message with BRPOP and then writes it down as unacknowledged. If the worker, the server or the connection
-dies in between, nobody has it any more. A script takes and records in one step, but cannot wait for a message, so
-senders also ring a bell, a list beside each queue, and idle workers wait for that. A bell that is not heard, or not
-rung because another program sent the message, delays it for a second at most. Queues and records are kombu's own:
-workers, senders and tools that use its transport go along with this one.
+Kombu takes a message with BRPOP and then records it as unacknowledged. If the worker, the server or the connection dies
+in between, the message is lost. A script takes and records in one step, but cannot wait for a message. So senders also
+ring a bell, which is a list beside each queue, and idle workers wait for that. If nobody hears the bell, or another
+program sent the message without ringing, the message is late by at most one second. Queues and records are kombu's own,
+so workers, senders and tools with kombu's transport can be mixed with this one.
 
-A server that refuses what it is asked, as one does that has become a replica, is for everybody like one that is away:
-they connect anew, by its name, until one takes tasks. One without memory is asked on, because tasks that are taken give
-it some back.
+A server that refuses commands, for example because it has become a replica, is treated like a server that is down:
+clients connect again, by its name, until a server accepts tasks. A server whose memory is full stays in use, because
+tasks that are taken free some of it.
 """
 
 import logging
@@ -27,15 +27,15 @@ from .redis_rights import examine, lacking_right, refusal
 
 logger = logging.getLogger(__name__)
 
-# More would only wake idle workers for messages that others have taken long ago.
+# A longer bell list would only wake idle workers for messages that others have taken long ago.
 BELL_RINGS = 10
-# Nobody hears the bells of queues that last for one answer, as a look at the workers makes them: they must not stay.
+# Nobody hears the bells of temporary reply queues, such as those of `inspect`, so these bells must expire.
 BELL_MILLISECONDS = 60_000
-# How often a worker without an event loop looks for a free place.
+# How often a worker without an event loop checks for a free slot, in seconds.
 FULL_SECONDS = 0.05
 
-# KEYS: the queues, best priority first, then the two records that kombu keeps. RPOP comes first, because a server whose
-# memory is full refuses the others as the first write of a script: a full queue could not be emptied.
+# KEYS: the queues, highest priority first, then the two records that kombu keeps. RPOP comes first, because a server
+# whose memory is full refuses the other commands as the first write of a script, so a full queue could not be drained.
 TAKE = """
 for i = 1, #KEYS - 2 do
   local item = redis.call('RPOP', KEYS[i])
@@ -66,7 +66,8 @@ class Channel(redis.Channel):
         super().__init__(*args, **kwargs)
 
     def _create_client(self, asynchronous: bool = False) -> Any:
-        # No transactions where kombu needs none: a server without memory refuses even those that make room.
+        # Without transactions where kombu needs none: a server whose memory is full refuses transactions, even if they
+        # would free memory.
         client = super()._create_client(asynchronous)
         pipeline = client.pipeline
         client.pipeline = lambda transaction=False, shard_hint=None: pipeline(transaction, shard_hint)
@@ -75,15 +76,16 @@ class Channel(redis.Channel):
     def examine(self, everything: bool = False) -> OutOfMemoryError | None:
         """Ask whether a task can be sent now or, with `everything`, taken as well.
 
-        Returns the error of a server whose memory is full, since that can be emptied; raises all others.
+        Returns the error of a server whose memory is full, because its queues can still be drained. Raises all other
+        errors.
         """
         return examine(self, sorted(current_app.amqp.queues), everything)
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
-        """Write down that the queue gets what is sent to the exchange.
+        """Record that the queue gets what is sent to the exchange.
 
-        A server without memory need not be told what it knows, or what lasts shortly: a worker that waited for memory
-        would not take the tasks that fill it.
+        If the server's memory is full, ignore that for a binding that it already has, or that is short-lived. A worker
+        that waited for memory would not take the tasks that fill it.
         """
         try:
             super()._queue_bind(exchange, routing_key, pattern, queue)
@@ -95,22 +97,22 @@ class Channel(redis.Channel):
         try:
             super()._delete(*args, **kwargs)
         except self.connection_errors:
-            # Those that nobody needs any more, when the channel closes: an error would leave it half open.
+            # While the channel closes, it deletes queues that nobody needs any more. An error would leave it half open.
             if not self._closing:
                 raise
 
     @property
     def taking(self) -> bool:
-        """Whether the answer that is awaited, or just delivered, comes from the script."""
+        """Whether the awaited or just delivered answer comes from the script."""
         return self._asked == "TAKE"
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
-        """Begin to take messages from the queue."""
+        """Start to consume the queue."""
         (self._unrecorded.add if no_ack or not self.ack_emulation else self._unrecorded.discard)(queue)
         return super().basic_consume(queue, no_ack, *args, **kwargs)
 
     def _put(self, queue: str, message: dict[str, Any], _publish_batch: Any = None, **kwargs: Any) -> None:
-        """Append the message to its queue and ring, in one transaction or, for kombu, in a batch."""
+        """Append the message to its queue and ring the bell, in one transaction or, for kombu, in its batch."""
         if queue in self._expires:
             return super()._put(queue, message, _publish_batch=_publish_batch, **kwargs)
         key = self._q_for_pri(queue, self._get_message_priority(message, reverse=False))
@@ -134,7 +136,7 @@ class Channel(redis.Channel):
         return f"{queue}{self.sep}bell"
 
     def _brpop_start(self, timeout: float | None = None) -> None:
-        """Ask for a message, or after an empty answer wait for a bell."""
+        """Ask for a message or, after an empty answer, wait for a bell."""
         if not self._unrecorded.isdisjoint(self.active_queues):
             self._asked = "BRPOP"
             return super()._brpop_start(timeout)
@@ -157,7 +159,7 @@ class Channel(redis.Channel):
         return [self.global_keyprefix + key for key in keys]
 
     def _brpop_read(self, **options: Any) -> bool:
-        """Deliver the message that was taken; raise Empty if there was none, or only a bell."""
+        """Deliver the message that was taken. Raise Empty if there was none, or only a bell."""
         if self._asked == "BELL":
             self._hear_bell(**options)
             raise Empty
@@ -179,7 +181,7 @@ class Channel(redis.Channel):
             self._flush_brpop_reauth()
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
-        # A task that ends after its connection was given up: kombu's AttributeError would end the worker.
+        # The task ended after its connection had been closed. Kombu's AttributeError would end the worker.
         if not (self.connection and self.connection.client):
             raise ConnectionError("The connection to the broker was lost.")
         return super()._connparams(asynchronous)
@@ -189,7 +191,7 @@ class Transport(redis.Transport):
     """Kombu's transport with these channels."""
 
     Channel = Channel
-    # A server that answers with an error takes no tasks now, or another one has taken its place.
+    # A server that answers with an error accepts no tasks now, or another server has taken its place.
     connection_errors = (*redis.Transport.connection_errors, ResponseError)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -197,7 +199,7 @@ class Transport(redis.Transport):
         self._restored_at = 0.0
 
     def establish_connection(self) -> Any:
-        """Connect; raise an error of the connection if the server is away, takes nothing now, or forbids something."""
+        """Connect. Raise a connection error if the server is down, accepts nothing now, or forbids something."""
         try:
             connection = super().establish_connection()
         except NoPermissionError as error:
@@ -210,18 +212,19 @@ class Transport(redis.Transport):
         return connection
 
     def drain_events(self, connection: Any, timeout: float | None = None) -> None:
-        """Deliver what comes next; raise socket.timeout if nothing does."""
+        """Deliver the next message. Raise socket.timeout if there is none."""
         self._restore(connection.client.transport_options)
-        # Without an event loop, as on gevent, nothing tells a worker whose places are all taken that one is free.
+        # Without an event loop, as on gevent, nothing tells a worker whose slots are all taken that one has become
+        # free.
         if timeout and not all(channel.qos.can_consume() for channel in self.cycle._channels):
             timeout = min(timeout, FULL_SECONDS)
         super().drain_events(connection, timeout=timeout)
 
     def _restore(self, options: dict[str, Any]) -> None:
-        """Give back what dead workers held, as often as a worker with an event loop does.
+        """Requeue the messages of dead workers as often as a worker with an event loop does.
 
-        Without one kombu does so only after a wait in which Redis has sent nothing, but it says each second that a
-        queue is empty.
+        Without an event loop, kombu does so only after a wait in which Redis sends nothing, but Redis says every second
+        that a queue is empty.
         """
         if monotonic() - self._restored_at >= options.get("unacked_restore_interval", Channel.unacked_restore_interval):
             self._restored_at = monotonic()

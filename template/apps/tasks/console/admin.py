@@ -16,7 +16,7 @@ from apps.tasks.worker.replay import send_again
 
 @admin.register(FailedTask)
 class FailedTaskAdmin(admin.ModelAdmin):
-    """What has failed for good, to be read, sent again or deleted."""
+    """The admin page for tasks that have failed for good. They can be read, sent again or deleted."""
 
     actions = ["send_again"]
     date_hierarchy = "last_failed_at"
@@ -28,7 +28,7 @@ class FailedTaskAdmin(admin.ModelAdmin):
 
     @admin.action(description="Send again", permissions=["send_again"])
     def send_again(self, request: HttpRequest, chosen: QuerySet[FailedTask]) -> None:
-        """Put the chosen tasks back into their queues, the oldest first, until the broker is away; say how many."""
+        """Send the selected tasks again, oldest first, and report how many were sent. Stop if the broker is down."""
         sent = 0
         try:
             for task_id in chosen.order_by("last_failed_at").values_list("pk", flat=True):
@@ -38,35 +38,38 @@ class FailedTaskAdmin(admin.ModelAdmin):
         messages.info(request, f"Sent again: {sent}.")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[FailedTask]:
-        """Leave out what may be long, and is not in the list."""
+        """Do not load long columns that the list does not show."""
         return super().get_queryset(request).defer("message", "traceback")
 
     @admin.display(description="exception")
     def short_exception(self, failed: FailedTask) -> str:
-        """Return how the exception begins."""
+        """Return the beginning of the exception's text."""
         return Truncator(failed.exception).chars(120)
 
     @admin.display(description="traceback")
     def shown_traceback(self, failed: FailedTask) -> str:
-        """Return the traceback with its lines as they are."""
+        """Return the traceback with its line breaks."""
         return format_html("<pre>{}</pre>", failed.traceback)
 
     def has_send_again_permission(self, request: HttpRequest) -> bool:
-        """Allow it to those who may change failed tasks, although nobody edits them."""
+        """Allow sending again to users with the change permission. Nobody edits failed tasks otherwise."""
         return super().has_change_permission(request)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        """Refuse: only workers add to the list."""
+        """Refuse, because only workers add failed tasks."""
         return False
 
     def has_change_permission(self, request: HttpRequest, obj: FailedTask | None = None) -> bool:
-        """Refuse: a message is sent again as it was."""
+        """Refuse, because a message is always sent again unchanged."""
         return False
 
 
 @admin.register(OutgoingTask)
 class OutgoingTaskAdmin(admin.ModelAdmin):
-    """What is still to be sent, or has not ended: to be read, sent at once, or taken back by deleting it."""
+    """The admin page for tasks that are waiting to be sent or have not ended.
+
+    They can be read, sent at once, or cancelled by deleting them.
+    """
 
     actions = ["send_now"]
     date_hierarchy = "send_at"
@@ -76,7 +79,7 @@ class OutgoingTaskAdmin(admin.ModelAdmin):
 
     @admin.action(description="Send now", permissions=["send_now"])
     def send_now(self, request: HttpRequest, chosen: QuerySet[OutgoingTask]) -> None:
-        """Send the chosen tasks, however long they are to wait, and say how many; stop if the broker is away."""
+        """Send the selected tasks now, even if they should wait, and report how many. Stop if the broker is down."""
         sent = 0
         for row in chosen:
             if not send_now(row):
@@ -86,15 +89,15 @@ class OutgoingTaskAdmin(admin.ModelAdmin):
         messages.info(request, f"Sent: {sent}.")
 
     def has_send_now_permission(self, request: HttpRequest) -> bool:
-        """Allow it to those who may change outgoing tasks, although nobody edits them."""
+        """Allow sending now to users with the change permission. Nobody edits outgoing tasks otherwise."""
         return super().has_change_permission(request)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        """Refuse: a task is sent by code."""
+        """Refuse, because only code sends tasks."""
         return False
 
     def has_change_permission(self, request: HttpRequest, obj: OutgoingTask | None = None) -> bool:
-        """Refuse: a message is sent as it was."""
+        """Refuse, because a message is always sent unchanged."""
         return False
 
 
@@ -103,10 +106,10 @@ admin.site.unregister(PeriodicTask)
 
 @admin.register(PeriodicTask)
 class GuardedPeriodicTaskAdmin(PeriodicTaskAdmin):
-    """Periodic tasks, whose actions django-celery-beat offers to those as well who may only look."""
+    """The admin page for periodic tasks. django-celery-beat offers its actions even to users who may only view them."""
 
     def get_actions(self, request: HttpRequest) -> dict[str, tuple[Callable, str, str]]:
-        """Return the actions for this person: without the right to change tasks none, or deletion alone."""
+        """Return the actions for this user. Without the change permission, there are none, or only deletion."""
         actions = super().get_actions(request)
         if self.has_change_permission(request):
             return actions

@@ -5,7 +5,7 @@ from django.http import HttpRequest
 
 
 class ConsoleConfig(AppConfig):
-    """What people see of the tasks: a look at the queue on the home page, the admin, checks and commands."""
+    """What people see of the tasks: a panel on the home page, the admin, the checks and the commands."""
 
     name = "apps.tasks.console"
     label = "tasks_console"
@@ -17,8 +17,8 @@ class ConsoleConfig(AppConfig):
         from . import checks, queue_checks  # noqa: F401
 
     def home_panel_context(self, request: HttpRequest) -> dict[str, Any] | None:
-        """Return what the panel shows; None, and so no panel, for those who may not see it."""
-        # Views import models, which are not loaded yet when this module is.
+        """Return the context of the panel, or None if this visitor may not see it."""
+        # Views import models, and models are not loaded yet when this module is imported.
         from .views import may_see_tasks, panel_context
 
         return panel_context() if may_see_tasks(request) else None

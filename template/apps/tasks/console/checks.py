@@ -1,7 +1,7 @@
-"""System checks: settings with which tasks are lost or run twice are refused, each with its remedy.
+"""System checks that refuse settings which lose tasks or run them twice, and say how to fix each.
 
-Errors lose tasks or run them twice for certain; warnings do so under conditions, which may not be yours:
-`SILENCED_SYSTEM_CHECKS = ["tasks.W003"]`.
+With an error, this is certain to happen. With a warning, it happens under conditions that may not apply to you. To
+silence a warning: `SILENCED_SYSTEM_CHECKS = ["tasks.W003"]`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -39,14 +39,14 @@ def _message(identifier: str, message: str, hint: str, task: Task | None = None)
 
 @register("tasks")
 def check_tasks(**kwargs: object) -> list[CheckMessage]:
-    """Look at the options of each task that differ from the settings."""
+    """Check the options of each task that differ from the settings."""
     conf = Conf()
     return [message for task in project_tasks() for message in _task_messages(task, conf)]
 
 
 def project_tasks() -> list[Task]:
-    """Return all tasks but those of Celery itself, by name."""
-    # Not import_default_modules(), which runs the system checks.
+    """Return all tasks except Celery's own, sorted by name."""
+    # import_default_modules() would run the system checks.
     current_app.autodiscover_tasks(force=True)
     current_app.autodiscover_tasks([current_app.main], force=True)
     return [task for name, task in sorted(current_app.tasks.items()) if not name.startswith("celery.")]
@@ -77,7 +77,7 @@ def _task_messages(task: Task, conf: Conf) -> Iterator[CheckMessage]:
 
 @register("tasks")
 def check_rights(**kwargs: object) -> list[CheckMessage]:
-    """Ask Redis, if it answers, whether its user may do what tasks need."""
+    """Ask Redis, if it answers, whether the user has the rights that tasks need."""
     if current_app.conf.task_always_eager or not is_redis(current_app.conf.broker_url or ""):
         return []
     from redis.exceptions import NoPermissionError
@@ -94,7 +94,7 @@ def check_rights(**kwargs: object) -> list[CheckMessage]:
 
 @register("tasks")
 def check_parts(**kwargs: object) -> list[CheckMessage]:
-    """Tell which promises are not kept with the installed release of Celery."""
+    """Warn of promises that are not kept with the installed release of Celery."""
     hint = "Install the versions that the template was tested with: `make tested`."
     return [_message("W041", sentence, hint) for sentence in parts.misfits().values()]
 
@@ -104,7 +104,7 @@ def check_parts(**kwargs: object) -> list[CheckMessage]:
 
 @register("tasks")
 def check_cache(**kwargs: object) -> list[CheckMessage]:
-    """Refuse a cache in the Redis database of the queue: `cache.clear()` empties the database."""
+    """Refuse a cache in the Redis database of the queue, because `cache.clear()` empties the database."""
     hint = "Give the cache a database of its own: the number at the end of CACHE_URL, redis://host:6379/1 for example."
     return [
         _message("E030", f"The cache {alias!r} is in the Redis database of the queue: clearing it deletes tasks.", hint)
@@ -120,7 +120,7 @@ def _cache_databases(cache: Mapping[str, Any]) -> set[tuple[str, int, str]]:
 
 
 def _databases(urls: Iterable[str], default: str = "0") -> set[tuple[str, int, str]]:
-    """Return each Redis database among the URLs as host or path of its socket, port, and number."""
+    """Return each Redis database in the URLs as (host or socket path, port, number)."""
     return {found for url in urls if (found := _database(url.strip(), default))}
 
 

@@ -10,23 +10,23 @@ from apps.tasks.broker.queues import queue_state
 from apps.tasks.sending.unattended import REPLY_SECONDS, unattended
 from apps.web.health import Unhealthy, health_check
 
-# Longer than a beat needs to start again, or another one to take over.
+# Longer than beat needs to restart, or another beat to take over.
 BEAT_SECONDS = 60.0
 
 
 @health_check("broker")
 def broker_accepts_connections() -> str | None:
-    """Connect to the broker, and return how many tasks wait there until a worker takes them."""
+    """Connect to the broker, and return how many tasks are waiting there for a worker."""
     if current_app.conf.task_always_eager:
         return None
     if error := broker_error():
-        # An answer holds no secrets; what a driver says of an address may.
+        # An answer contains no secrets, but a driver's message about an address may.
         raise Unhealthy(f"takes no tasks: {error}" if is_answer(error) else "does not answer")
     return "waiting: " + ", ".join(f"{name} {length}" for name, length in queue_lengths().items())
 
 
 def queue_lengths() -> dict[str, int]:
-    """Return how many messages wait in each queue of the settings, whatever the broker."""
+    """Return how many messages wait in each queue of the settings, whichever broker is used."""
     limits = answer_limits(current_app.conf.broker_url, REPLY_SECONDS)
     with current_app.connection_for_read(connect_timeout=REPLY_SECONDS, transport_options=limits) as connection:
         return {name: queue_state(connection, name)[0] for name in sorted(current_app.amqp.queues)}
@@ -34,7 +34,7 @@ def queue_lengths() -> dict[str, int]:
 
 @health_check("queues")
 def each_queue_has_a_worker() -> None:
-    """Look for messages that no worker takes, also in queues that the settings do not have."""
+    """Look for messages that no worker takes, including in queues that are not in the settings."""
     if current_app.conf.task_always_eager:
         return
     if broker_error():
@@ -45,14 +45,14 @@ def each_queue_has_a_worker() -> None:
 
 @health_check("workers")
 def a_worker_replies() -> None:
-    """Ask all workers for a sign of life, and be content with the first."""
+    """Ask all workers for a sign of life, and return after the first answer."""
     if current_app.conf.task_always_eager:
         return
     try:
-        # A connection of its own, not one of the pool, which would be tried for long while the broker is away.
+        # Uses its own connection, because one from the pool would be retried for a long time while the broker is down.
         with current_app.connection_for_write(connect_timeout=REPLY_SECONDS) as connection:
             inspect = current_app.control.inspect(timeout=REPLY_SECONDS, limit=1, connection=connection)
-            # Not a ping: beat answers that as well.
+            # A ping would not do, because beat answers it as well.
             replies = inspect.active_queues()
     except OperationalError as error:
         raise Unhealthy("cannot be asked without the broker") from error
@@ -62,7 +62,7 @@ def a_worker_replies() -> None:
 
 @health_check("beat")
 def a_beat_holds_the_lease() -> str | None:
-    """Return how long ago a beat has renewed its lease; where nothing is scheduled, none is missed."""
+    """Return how long ago a beat renewed its lease. If nothing is scheduled, no beat is needed."""
     if current_app.conf.task_always_eager or not PeriodicTask.objects.filter(enabled=True).exists():
         return None
     seconds = seconds_since_renewal()

@@ -1,4 +1,4 @@
-"""System check: names of queues that the settings do not have, wherever a project writes one down."""
+"""A system check for queue names that are not in the settings, wherever the project uses one."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -16,7 +16,7 @@ from .checks import project_tasks
 
 @register("tasks")
 def check_queues(**kwargs: object) -> list[CheckMessage]:
-    """Warn of names that CELERY_TASK_QUEUES does not have: Celery makes such a queue, and no worker takes from it."""
+    """Warn of names that are not in CELERY_TASK_QUEUES. Celery creates such a queue, but no worker consumes it."""
     known = configured_queues()
     return [
         Warning(f"{place} names the queue {name}, which the settings do not have.", hint=remedy(name), id="tasks.W040")
@@ -26,9 +26,9 @@ def check_queues(**kwargs: object) -> list[CheckMessage]:
 
 
 def _named_queues(tasks: list[Task]) -> Iterator[tuple[str, str]]:
-    """Yield each place that names a queue, and the name."""
+    """Yield each place that names a queue, together with the name."""
     entries = getattr(settings, "SCHEDULED_TASKS", None)
-    # What is no entry is for `bootstrap_celery_tasks` to refuse.
+    # `bootstrap_celery_tasks` refuses invalid entries.
     entries = entries.items() if isinstance(entries, Mapping) else ()
     named: list[tuple[str, Any]] = [
         ("CELERY_TASK_DEFAULT_QUEUE", current_app.conf.task_default_queue),
@@ -38,14 +38,14 @@ def _named_queues(tasks: list[Task]) -> Iterator[tuple[str, str]]:
     ]
     for place, queue in named:
         queue = queue.get("queue") if isinstance(queue, Mapping) else queue
-        # A queue may be given as a Queue.
+        # A queue may also be a Queue object.
         name = getattr(queue, "name", queue)
         if name and isinstance(name, str):
             yield place, name
 
 
 def _route_targets(tasks: Iterable[Task]) -> Iterator[Any]:
-    """Yield what CELERY_TASK_ROUTES leads to: all of a mapping, and of a function what it says of these tasks."""
+    """Yield the targets of CELERY_TASK_ROUTES: all targets of a mapping, and a function's targets for these tasks."""
     for route in map(maybe_evaluate, current_app.amqp.routes):
         if isinstance(route, MapRoute):
             yield from (*route.map.values(), *route.patterns.values())
@@ -53,6 +53,6 @@ def _route_targets(tasks: Iterable[Task]) -> Iterator[Any]:
         for task in tasks:
             try:
                 yield current_app.amqp.router.query_router(route, task.name, (), {}, {}, task)
-            # It decides by arguments, which nobody has given yet.
+            # The function decides by arguments, which do not exist yet.
             except Exception:
                 continue

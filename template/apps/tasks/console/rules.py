@@ -1,4 +1,4 @@
-"""The rules that settings must keep so that no task is lost or runs twice, each with its remedy."""
+"""The rules that settings must follow so that no task is lost or runs twice, each with its remedy."""
 
 from collections.abc import Callable, Mapping
 from math import inf
@@ -10,14 +10,14 @@ from django.conf import settings
 from apps.tasks.broker.options import is_rabbitmq, is_redis
 from apps.web import clock
 
-# After so long RabbitMQ takes a message back that was not acknowledged, unless its `consumer_timeout` says otherwise.
+# RabbitMQ takes a message back that was not acknowledged within this time, unless its `consumer_timeout` is different.
 RABBITMQ_CONSUMER_TIMEOUT_SECONDS = 1800
 SCHEDULER = "apps.tasks.beat.scheduler:LeaseScheduler"
 POOLS_WITHOUT_LIMITS = ("threads", "solo", "gevent", "eventlet")
 
 
 class Conf:
-    """The settings of Celery as the rules below read them; a limit that is not set is infinite."""
+    """The settings of Celery as the rules below read them. A limit that is not set is infinite."""
 
     def __init__(self) -> None:
         conf = current_app.conf

@@ -1,4 +1,4 @@
-"""The panel on the home page that runs the example task, and shows how a task is started and followed from a view."""
+"""The panel on the home page, which runs the example task and shows how a view starts a task and follows it."""
 
 import time
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from apps.tasks.broker.options import describe_broker
 
 from .forms import AddForm
 
-# After so long without a result the page says that no worker takes the task, and later gives up asking.
+# After this many seconds without a result, the page says that no worker takes the task, and later it stops asking.
 LATE_SECONDS = 10
 GIVE_UP_SECONDS = 600
 TICKET_SALT = "apps.tasks.ticket"
@@ -31,7 +31,7 @@ View = Callable[..., HttpResponse]
 
 
 def may_see_tasks(request: HttpRequest) -> bool:
-    """Return whether the panel is for this visitor: everybody in development, else staff."""
+    """Return whether this visitor may see the panel: everybody in development, else staff."""
     return settings.DEBUG or (request.user.is_active and request.user.is_staff)
 
 
@@ -41,7 +41,7 @@ def panel_context() -> dict[str, Any]:
 
 
 def _tasks_view(view: View) -> View:
-    """Decorate a view that, for those who may not see the panel, does not exist."""
+    """Decorate a view that answers 404 to visitors who may not see the panel."""
 
     @login_not_required
     @never_cache
@@ -57,7 +57,7 @@ def _tasks_view(view: View) -> View:
 @_tasks_view
 @require_POST
 def add(request: HttpRequest) -> HttpResponse:
-    """Start the example task with two numbers, and answer with how it goes."""
+    """Start the example task with two numbers, and answer with its state."""
     task = _example_task()
     if task is None:
         raise Http404("The example task was removed.")
@@ -79,9 +79,10 @@ def add(request: HttpRequest) -> HttpResponse:
 @_tasks_view
 @require_safe
 def result(request: HttpRequest, ticket: str) -> HttpResponse:
-    """Answer with how the task of the ticket goes; the page asks every second until it is done.
+    """Answer with the state of the ticket's task. The page asks every second until the task is done.
 
-    A ticket is signed: Celery calls a task that never was "pending", and a page would ask about it for ever.
+    A ticket is signed, because Celery reports "pending" for a task that never existed, and a page would ask about it
+    forever.
     """
     try:
         sent = signing.loads(ticket, salt=TICKET_SALT)
@@ -95,13 +96,13 @@ def result(request: HttpRequest, ticket: str) -> HttpResponse:
         return _show(request, {"state": "given_up"})
     late = age_seconds > LATE_SECONDS
     if request.htmx and late == ("late" in request.GET):
-        # Nothing new: htmx leaves the text alone, so that screen readers do not repeat it every second.
+        # Nothing is new, so htmx leaves the text alone, and screen readers do not repeat it every second.
         return HttpResponse(status=204)
     return _show(request, _waiting(ticket, late))
 
 
 def _example_task() -> Task | None:
-    """Return the task `add` of the project's own package, or None once it was removed."""
+    """Return the task `add` of the project's own package, or None if it was removed."""
     try:
         return import_string(f"{current_app.main}.tasks.add")
     except ImportError:
@@ -124,7 +125,7 @@ def _outcome(task_result: AsyncResult) -> dict[str, Any]:
 
 
 def _show(request: HttpRequest, context: dict[str, Any], status: int = 200) -> HttpResponse:
-    """Answer with the fragment for htmx, or with a page of its own for a browser without JavaScript."""
+    """Answer with the fragment for htmx, or with a whole page for a browser without JavaScript."""
     if request.htmx:
         return render(request, "tasks/result.html", context, status=status)
     response = render(request, "tasks/result_page.html", context, status=status)

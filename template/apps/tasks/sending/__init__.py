@@ -1,7 +1,8 @@
-"""Sending: what your code calls to have a task run.
+"""Sending: what your code calls to run a task.
 
-Promises that a task is sent when the transaction is committed and not before, and that a message which the broker does
-not take is kept in the outbox until it does. Your code and Celery itself call it; it calls the broker alone.
+This room promises that a task is sent when the transaction is committed and not before, and that a message that the
+broker does not accept is kept in the outbox until it does. Your code and Celery itself call this room. It calls only
+the room of the broker.
 """
 
 from .task import ProjectTask, RetryingTask, send

@@ -1,4 +1,4 @@
-"""A coroutine may send tasks as well, although Django lets no coroutine ask the database."""
+"""Lets coroutines send tasks, although Django does not allow database queries in coroutines."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +13,10 @@ Result = TypeVar("Result")
 
 
 def call_where_queries_may_run(function: Callable[[], Result]) -> Result:
-    """Call a function that asks the database: here, or from a coroutine in a thread, for whose end that one waits.
+    """Call a function that uses the database. In a coroutine, call it in a thread, and wait for that thread.
 
-    The thread has a connection of its own, as a coroutine has: neither is in the transaction of whoever runs the
-    coroutine. Returns and raises what the function does.
+    The thread has its own database connection, as a coroutine has. Neither is in the transaction of the code that runs
+    the coroutine. Returns and raises what the function does.
     """
     if not _in_coroutine():
         return function()
@@ -34,7 +34,7 @@ def _in_coroutine() -> bool:
 
 @async_unsafe
 def _query() -> None:
-    """Stand for a query, so that Django decides whether one may run here."""
+    """Stand in for a query, so that Django decides whether a query may run here."""
 
 
 def _call_and_disconnect(function: Callable[[], Result]) -> Result:

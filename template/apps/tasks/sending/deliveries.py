@@ -1,4 +1,4 @@
-"""Messages that the broker delivers once more, and what has to be counted about them."""
+"""Counts how often the broker redelivers the message of a task."""
 
 import logging
 
@@ -17,10 +17,10 @@ class WorkerKiller(Exception):
 
 
 def count_return(task_id: str) -> None:
-    """Count that a message came back, before its task is started anew; raise WorkerKiller if that is enough.
+    """Count a redelivery before the task is started again, and raise WorkerKiller after too many.
 
-    It comes back when not a process of the pool dies, but the worker: under a pool of threads or greenlets, where a
-    task that crashes takes all others along, or when a container is stopped.
+    A message is redelivered when the worker itself dies instead of a pool process: in a pool of threads or greenlets,
+    where a task that crashes takes all others down with it, or when a container is stopped.
     """
     now = timezone.now()
     try:

@@ -1,6 +1,6 @@
-"""Tasks that are written down: until the broker takes them, until they are due soon, or until they have ended.
+"""Stores tasks until the broker accepts them, until they are due soon, or until they have ended.
 
-Each is a row of OutgoingTask, and `send_waiting` sends those whose time has come.
+Each is a row of OutgoingTask, and `send_waiting` sends those that are due.
 """
 
 import logging
@@ -29,18 +29,18 @@ from .message import Message, in_whole_seconds
 logger = logging.getLogger(__name__)
 
 BATCH = 100
-# So long nobody else sends a row that somebody has begun to send; a broker that is away is noticed earlier.
+# For this long, nobody else sends a row that a process has begun to send. A broker that is down is noticed earlier.
 CLAIM = timedelta(minutes=1)
 
 
-# Writing down ---------------------------------------------------------------
+# Storing --------------------------------------------------------------------
 
 
 def longest_wait() -> timedelta | None:
-    """Return how long a worker may hold a message before its time; None for as long as it likes.
+    """Return how long a worker may hold a message before it is due, or None for no limit.
 
-    Redis gives a message to another worker when its visibility timeout is over, although the first one still holds it.
-    Half of that is for waiting, and the other half for running.
+    Redis gives a message to another worker after the visibility timeout, although the first one still holds it. Half of
+    that timeout is for waiting, and the other half for running.
     """
     seconds = current_app.conf.broker_transport_options.get("visibility_timeout")
     return timedelta(seconds=seconds / 2) if seconds else None
@@ -53,9 +53,9 @@ def is_far(eta: datetime | None) -> bool:
 
 
 def keep(message: Message, *, durable: bool = False, error: str = "") -> None:
-    """Write the message down, in the transaction of the caller if there is one.
+    """Store the message, in the transaction of the caller if there is one.
 
-    Raises TypeError if the message cannot be said in JSON.
+    Raises TypeError if the message cannot be expressed as JSON.
     """
     eta = message.options.get("eta")
     send_at = deadline(eta) if durable else clock.at_once()
@@ -75,7 +75,7 @@ def keep(message: Message, *, durable: bool = False, error: str = "") -> None:
 
 
 def keep_unsent(message: Message, error: Exception) -> None:
-    """Have a message sent later that the broker did not take; raises nothing, as the caller is after a commit."""
+    """Store a message that the broker did not accept. Raises nothing, because the caller runs after a commit."""
     try:
         call_where_queries_may_run(partial(_keep_unsent, message, error))
     except (DatabaseError, EncodeError, TypeError):
@@ -88,9 +88,9 @@ def _keep_unsent(message: Message, error: Exception) -> None:
 
 
 def deadline(eta: datetime | None, attempts: int = 0) -> datetime:
-    """Return when a durable task that has not ended is sent again, as a column takes it.
+    """Return when a durable task that has not ended is sent again, as a column value.
 
-    Each time it waits twice as long, up to 64 times.
+    The wait doubles with each attempt, up to 64 times the first wait.
     """
     seconds = settings.DURABLE_TASK_RESEND_SECONDS * 2 ** min(attempts, 6)
     now = clock.now()
@@ -102,7 +102,10 @@ def deadline(eta: datetime | None, attempts: int = 0) -> datetime:
 
 @shared_task
 def send_waiting() -> None:
-    """Send the tasks whose time has come, until there are none or the broker is away. Two at once share the work."""
+    """Send the tasks that are due, until there are none left or the broker is down.
+
+    Two processes that do this at once share the work.
+    """
     while rows := OutgoingTask.objects.filter(send_at__lte=timezone.now()).order_by("send_at")[:BATCH]:
         for row in rows:
             if not send_now(row):
@@ -110,7 +113,7 @@ def send_waiting() -> None:
 
 
 def send_now(row: OutgoingTask) -> bool:
-    """Send the task of a row, unless somebody else does so; return False if the broker is away."""
+    """Send the task of a row, unless another process does so. Return False if the broker is down."""
     next_time = deadline(None, row.attempts + 1) if row.durable else clock.not_before(clock.now() + CLAIM)
     mine = OutgoingTask.objects.filter(pk=row.pk, send_at=row.send_at)
     if not mine.update(send_at=next_time, attempts=F("attempts") + 1, error=""):
@@ -124,7 +127,7 @@ def send_now(row: OutgoingTask) -> bool:
     except SoftTimeLimitExceeded:
         raise
     except Exception as error:
-        # A mistake in this one, such as a queue that does not exist: the others are not to wait for it.
+        # Something is wrong with this task, such as a queue that does not exist. The others must not wait for it.
         logger.exception("%s[%s] waits on, it cannot be sent", row.name, row.task_id)
         later = clock.not_before(clock.now() + CLAIM * 2 ** min(row.attempts, 10))
         OutgoingTask.objects.filter(pk=row.pk).update(error=str(error), send_at=later)
@@ -134,13 +137,13 @@ def send_now(row: OutgoingTask) -> bool:
 def _publish(row: OutgoingTask) -> None:
     """Send the task of a row, unless it has expired."""
     call = loads(row.message)
-    # Groups and chords say this themselves.
+    # Groups and chords add their tasks to the parent themselves.
     options = call["options"] | {"add_to_parent": False}
     if (expires := options.get("expires")) and clock.aware(expires) < clock.now():
         logger.info("%s[%s] is not sent any more, it expired at %s", row.name, row.task_id, expires)
         row.delete()
         return
-    # Not by the task's own method, which would write another row; and a task may have another name by now.
+    # The task's own method would store another row, and the task may have been renamed.
     current_app.send_task(row.name, call["args"], call["kwargs"], task_id=row.task_id, **in_whole_seconds(options))
     if not row.durable:
         row.delete()
@@ -149,7 +152,7 @@ def _publish(row: OutgoingTask) -> None:
 
 
 def release(row_id: object, error: Exception) -> bool:
-    """Have the row sent as soon as the broker is back; return whether it is there."""
+    """Have the row sent as soon as the broker is back. Return whether the row exists."""
     return OutgoingTask.objects.filter(pk=row_id).update(send_at=clock.at_once(), error=str(error)) > 0
 
 
@@ -162,21 +165,24 @@ def is_open(row_id: str) -> bool:
 
 
 def forget(row_id: str | None) -> None:
-    """Delete the row of a durable task, because the task has ended; without an id do nothing."""
+    """Delete the row of a durable task, because the task has ended. Without an id, do nothing."""
     if row_id:
         OutgoingTask.objects.filter(pk=row_id).delete()
 
 
 @task_postrun.connect
 def forget_done(task: Task, state: str, retval: Any, **kwargs: Any) -> None:
-    """Forget a task that has succeeded or dropped itself, before its message goes. A failure is kept first."""
+    """Delete the row of a task that has succeeded or ignored itself, before its message is acknowledged.
+
+    A failure is recorded first.
+    """
     if state in (SUCCESS, IGNORED) or (state == REJECTED and not retval.requeue):
         forget(task.request.get("outgoing"))
 
 
 @task_revoked.connect
 def forget_revoked(request: Context, **kwargs: Any) -> None:
-    """Forget a task that somebody has stopped; in the worker's main process, which keeps no connection."""
+    """Delete the row of a revoked task. This runs in the worker's main process, which keeps no database connection."""
     if row_id := request.get("outgoing"):
         forget(row_id)
         connection.close()
@@ -184,7 +190,7 @@ def forget_revoked(request: Context, **kwargs: Any) -> None:
 
 @task_retry.connect
 def expect_retry(request: Context, reason: Retry | None = None, **kwargs: Any) -> None:
-    """Give a task that is tried again its time: here, since a transaction around retry() is rolled back."""
+    """Set when a retried task is due. This happens here because a transaction around retry() is rolled back."""
     row_id = request.get("outgoing")
     if row_id and reason:
         wait = reason.when

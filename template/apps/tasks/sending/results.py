@@ -1,4 +1,4 @@
-"""Results in the database, with chords that outlive a part that runs twice."""
+"""A result backend in the database whose chords complete even if a part runs twice."""
 
 from functools import partial
 from typing import Any
@@ -15,14 +15,15 @@ from .message import was_redelivered
 
 
 class ProjectBackend(DatabaseBackend):
-    """Results in the database. A chord goes on when each of its parts has a result, however often that one ran.
+    """Results in the database. A chord continues when each of its parts has a result, however often a part ran.
 
-    By itself django-celery-results counts how often parts end. One that is delivered again is counted twice, so the
-    body is asked for while others still run, and never again; nor is it when a worker dies after the last count.
+    django-celery-results itself counts how often parts end. A redelivered part is counted twice, so the body is
+    requested while other parts are still running, and never again. If a worker dies after the last count, the body is
+    never requested either.
     """
 
     def apply_chord(self, *args: Any, **kwargs: Any) -> None:
-        """Write down how many parts a chord has, also for a coroutine that sends it."""
+        """Record how many parts a chord has, even if a coroutine sends it."""
         call_where_queries_may_run(partial(super().apply_chord, *args, **kwargs))
 
     def on_chord_part_return(self, request: Context, state: str, result: Any, **kwargs: Any) -> None:
@@ -32,11 +33,11 @@ class ProjectBackend(DatabaseBackend):
         counters = ChordCounter.objects.using(router.db_for_write(ChordCounter))
         with transaction.atomic(using=counters.db):
             counter = counters.select_for_update().filter(group_id=request.group).first()
-            # At zero another part is sending the body, unless it has died: then it comes again.
+            # At zero, another part is sending the body. If that part has died, its message is redelivered.
             if not counter or (counter.count == 0 and not _came_back(request)):
                 return
             if counter.count > 1:
-                # To look at the results each time would take a query for each pair of parts.
+                # Checking all results each time would take a quadratic number of queries.
                 counter.count -= 1
             elif counter.group_result(app=self.app).ready():
                 counter.count = 0

@@ -1,4 +1,4 @@
-"""What is different while a task runs: how it starts, is replaced, retried and ends."""
+"""The task in a worker: how it starts, is replaced, is retried and ends."""
 
 from collections.abc import Mapping, Sequence
 from time import monotonic
@@ -19,10 +19,10 @@ from .message import was_redelivered
 
 
 class RunningTask(DjangoTask):
-    """The half of a task that a worker sees."""
+    """The part of a task that only workers use."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the task, and then send what it was replaced by. What it calls itself has a request of its own."""
+        """Run the task, then send its replacement if it has one. Tasks that it calls have requests of their own."""
         request = self.request
         if request.called_directly or request.get("is_running") is not None:
             self.push_request(args=args, kwargs=kwargs)
@@ -42,28 +42,28 @@ class RunningTask(DjangoTask):
         return result
 
     def _run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Run the function. One that exits, or asks for too much memory, has failed; Celery would end the worker."""
+        """Run the function. If it exits or runs out of memory, the task has failed. Celery would end the worker."""
         try:
             return self.run(*args, **kwargs)
         except (MemoryError, SystemExit) as error:
-            # A process of the pool exits in this way, too, when it gets a signal.
+            # A pool process that gets a signal exits in this way, too.
             if isinstance(error, SystemExit) and terminate_handler_fired():
                 raise
             raise RuntimeError(f"The task raised {error!r}.") from error
 
     def on_replace(self, sig: Signature) -> Any:
-        """Have another task run in place of this one, with its id and, if it keeps its result, with one that is kept.
+        """Replace this task with another one that has the same id, and that keeps its result if this one does.
 
-        It is sent when the function has been left, by the exception that this raises: a transaction around `replace`
-        is rolled back by that. A broker that is away gets it later.
+        This raises an exception that leaves the function and rolls back a transaction around it. The replacement is
+        sent afterwards, or later if the broker is down.
         """
-        # What was said at the call, before what the task says itself; of its class the request has another default.
+        # What the call says overrides what the task declares. The class of the request has another default.
         ignored = vars(self.request).get("ignore_result")
         if not (self.ignore_result if ignored is None else ignored):
             canvas.keep_result_of(self.request.id, sig)
         replacements = self.request.get("replacements")
         if replacements is None or self.request.is_eager:
-            # An eager one waits for the other, which Celery forbids to tasks by default.
+            # An eager task waits for its replacement, which Celery forbids by default.
             with allow_join_result():
                 return super().on_replace(sig)
         replacements.append(sig)
@@ -71,13 +71,13 @@ class RunningTask(DjangoTask):
 
     def _send_replacements(self, replacements: Sequence[Signature]) -> None:
         if replacements:
-            # All or nothing, the count of the parts of a chord included.
+            # All or nothing, including the number of parts of a chord.
             with transaction.atomic():
                 for replacement in replacements:
                     replacement.delay()
 
     def retry(self, *args: Any, **kwargs: Any) -> Exception:
-        """Send the task again as Celery does, but without losing it to a broker that is away, or to a mistake."""
+        """Retry the task as Celery does, but do not lose it if the broker is down or an error occurs."""
         try:
             return super().retry(*args, **kwargs)
         except Reject as rejection:
@@ -98,21 +98,23 @@ class RunningTask(DjangoTask):
         return super().signature_from_request(request, args, kwargs, queue or self._queue(), **options)
 
     def _queue(self) -> str | None:
-        # By its routing key alone Celery does not find it where a countdown on RabbitMQ has been put before that.
+        # Celery finds the queue by the routing key, and does not find it if a countdown on RabbitMQ has prefixed that
+        # key.
         delivery = self.request.delivery_info or {}
         key = DELAY_LEVELS.sub("", delivery.get("routing_key") or "")
         queues = self.app.amqp.queues
         return key if key in queues else next((name for name in queues if queues[name].routing_key == key), None)
 
     def before_start(self, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Leave a durable task alone that has ended: this is a second message, sent because the first one was late.
+        """Skip a durable task that has already ended: this is a second message, sent because the first was late.
 
-        Give up a task that ends the worker each time. Give back one that Redis would deliver again while it runs.
+        Also give up a task that kills its worker each time, and give back a task that Redis would redeliver while it
+        runs.
         """
-        # What was acknowledged before it runs cannot be given back.
+        # A message that is acknowledged before its task runs cannot be given back.
         if self.acks_late and self._was_held_too_long():
             raise Reject("It waited too long for a place in this worker.", requeue=True)
-        # They import models, which are not loaded yet when Celery asks for the class of its tasks.
+        # These modules import models, which are not loaded yet when Celery asks for the class of its tasks.
         from . import deliveries, outbox
 
         if was_redelivered(self.request):
@@ -122,11 +124,11 @@ class RunningTask(DjangoTask):
             raise Ignore("It has ended already, or was taken back.")
 
     def _was_held_too_long(self) -> bool:
-        """Return whether the message came so long ago that its visibility may time out while the task runs."""
+        """Return whether the message arrived so long ago that its visibility timeout may expire while the task runs."""
         visibility = self.app.conf.broker_transport_options.get("visibility_timeout")
         received_at = self.request.get("received_at")
         if received_at is None or visibility is None:
             return False
-        # Those with a countdown are held by the worker, as many as there are, and may all become due at once.
+        # A worker holds any number of messages with a countdown, and all of them may become due at once.
         limit = (self.request.timelimit or (None,))[0] or self.time_limit or 0
         return monotonic() - received_at > max(visibility - limit, visibility / 2)

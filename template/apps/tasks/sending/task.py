@@ -1,4 +1,4 @@
-"""How a task is sent: when the transaction is committed, and with an answer for a broker that is away."""
+"""Sends tasks when the transaction is committed, and handles a broker that is down."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -26,16 +26,17 @@ from .running import RunningTask
 
 logger = logging.getLogger(__name__)
 
-# True once a message of the commit at hand was not sent: the others do not try, which takes seconds for each.
+# True after a message of the current commit could not be sent. The others are then not tried, because each attempt
+# takes seconds.
 _broker_is_away: ContextVar[bool] = ContextVar("_broker_is_away", default=False)
 
 
 class ProjectTask(RunningTask):
-    """What every task of the project is: sent on commit, and written down where its message would be lost."""
+    """The base class of all tasks of the project: sent on commit, and stored if the message would otherwise be lost."""
 
-    # True: a row remembers the task from its sending to its end, and it is sent again if its message got lost.
+    # If True, a row remembers the task until it has ended, and the task is sent again if its message gets lost.
     durable = False
-    # False: the task leaves no row when it has failed for good.
+    # If False, the task leaves no row when it has failed for good.
     keep_failed = True
     Request = fitting("apps.tasks.worker.failures:RecordingRequest")
 
@@ -49,15 +50,15 @@ class ProjectTask(RunningTask):
         on_failure: Callable[[], object] | None = None,
         **options: Any,
     ) -> AsyncResult:
-        """Send the task: within a transaction once that is committed, else at once. `delay` comes here, too.
+        """Send the task: inside a transaction, once that is committed, else at once. `delay` calls this, too.
 
-        A countdown counts from this call. One too long for the broker is waited for in the database.
+        A countdown counts from this call. If it is too long for the broker, the task waits in the database.
 
-        Raises ValueError for a time limit that Redis does not wait for, and OperationalError if the broker does not
-        answer and nothing was committed yet. After a commit nothing is raised: `on_failure` is called or, without it,
-        the task is sent later. `after_commit` asks for the same where there is no transaction.
+        Raises ValueError for a time limit beyond the visibility timeout of Redis, and OperationalError if the broker
+        does not answer and nothing was committed. After a commit, nothing is raised: `on_failure` is called or, without
+        it, the task is sent later. `after_commit` requests the same behaviour without a transaction.
         """
-        # Imports models, which are not loaded yet when Celery asks for this class.
+        # This module imports models, which are not loaded yet when Celery asks for this class.
         from . import outbox
 
         self._refuse_to_outlast_a_message(options.get("time_limit"))
@@ -66,10 +67,10 @@ class ProjectTask(RunningTask):
             options.setdefault("ignore_result", False)
         is_retry = bool(options.get("retries"))
         if not is_retry and (headers := options.get("headers")):
-            # Those of the task that runs here may be handed on: another task has a row of its own, or none.
+            # The headers may be inherited from the running task, but another task has its own row or none.
             options["headers"] = {name: value for name, value in headers.items() if name != "outgoing"}
         in_transaction = transaction.get_connection().in_atomic_block
-        # A retry is followed by an exception, so the transaction will never be committed.
+        # An exception follows a retry, so the transaction will never be committed.
         is_farewell = in_transaction and is_retry
         is_eager = self.app.conf.task_always_eager
         eta = due(options)
@@ -88,7 +89,8 @@ class ProjectTask(RunningTask):
             except OperationalError as error:
                 if not _task_has_returned():
                     raise
-                # The next of a chain, the body of a chord or a callback: its sender is done, and nobody to tell.
+                # This is the next task of a chain, the body of a chord, or a callback. Its sender has ended, so nobody
+                # would see an error.
                 outbox.keep(self._message(args or (), kwargs or {}, task_id, lasting), error=str(error))
                 return self._result(task_id, options)
         message = self._message(args or (), kwargs or {}, task_id, lasting)
@@ -99,41 +101,41 @@ class ProjectTask(RunningTask):
         if not is_far:
             _broker_is_away.set(False)
             publish = partial(self._publish, message, on_failure)
-            # Without a transaction not by `on_commit`, which coroutines may not call.
+            # Coroutines may not call `on_commit`, so it is avoided outside of a transaction.
             transaction.on_commit(publish) if in_transaction else publish()
         return self._result(task_id, options)
 
     def _hand_over(self, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, **options: Any) -> AsyncResult:
-        """Send the task as Celery does; if it is eager that runs it, and it may ask the database."""
+        """Send the task as Celery does. If it is eager, that runs it, and it may use the database."""
         hand_over = partial(super().apply_async, args, kwargs, **in_whole_seconds(options))
         return call_where_queries_may_run(hand_over) if self.app.conf.task_always_eager else hand_over()
 
     def _result(self, task_id: str, options: Mapping[str, Any]) -> AsyncResult:
-        """Return what stands for the result of a task that is not sent yet; of none that is kept, `get` is None."""
+        """Return a stand-in for the result of a task that is not sent yet. If no result is kept, `get` returns None."""
         result = self.AsyncResult(task_id)
         result.ignored = options.get("ignore_result", self.ignore_result)
         return result
 
     async def aapply_async(self, *args: Any, **options: Any) -> AsyncResult:
-        """Do as `apply_async` does, from a coroutine that goes on meanwhile, in the transaction around it if any."""
+        """Do what `apply_async` does without blocking the event loop, and in the surrounding transaction if any."""
         return await sync_to_async(self.apply_async)(*args, **options)
 
     async def adelay(self, *args: Any, **kwargs: Any) -> AsyncResult:
-        """Do as `delay` does, from a coroutine that goes on meanwhile, in the transaction around it if any."""
+        """Do what `delay` does without blocking the event loop, and in the surrounding transaction if any."""
         return await self.aapply_async(args, kwargs)
 
     def delay_on_commit(self, *args: Any, **kwargs: Any) -> None:
-        """Do as `delay` does, which waits for the commit by itself."""
+        """Do what `delay` does, which waits for the commit by itself."""
         self.apply_async(args, kwargs)
 
     def apply_async_on_commit(self, *args: Any, **kwargs: Any) -> None:
-        """Do as `apply_async` does, which waits for the commit by itself."""
+        """Do what `apply_async` does, which waits for the commit by itself."""
         self.apply_async(*args, **kwargs)
 
     def _refuse_to_outlast_a_message(self, time_limit: float | None) -> None:
-        """Raise ValueError for a call with so long a limit that Redis would deliver its message again meanwhile.
+        """Raise ValueError for a call whose time limit is so long that Redis would redeliver its message meanwhile.
 
-        The limits of tasks and of the project are looked at by `manage.py check`.
+        `manage.py check` checks the limits of tasks and of the project.
         """
         visibility = self.app.conf.broker_transport_options.get("visibility_timeout")
         if time_limit and visibility and time_limit >= visibility:
@@ -145,20 +147,20 @@ class ProjectTask(RunningTask):
     def _message(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], task_id: str, options: dict[str, Any]
     ) -> Message:
-        """Return the message as it is now, whenever it is published and whatever becomes of the arguments meanwhile.
+        """Return the message as it is now, whenever it is published and whatever happens to the arguments meanwhile.
 
-        Raises TypeError where they do not fit the function, and EncodeError where they cannot be sent.
+        Raises TypeError if the arguments do not fit the function, and EncodeError if they cannot be sent.
         """
         # A task that is a class has no header.
         if self.typing and (check := getattr(self, "__header__", None)):
             check(*args, **kwargs)
         serializer = options.get("serializer") or self.serializer
-        # What Celery does to the arguments of a task that takes models of pydantic.
+        # Celery does the same to the arguments of a task that takes pydantic models.
         if (dump := getattr(self, "_dump_pydantic_arguments", None)) and serializer != "pickle":
             args, kwargs = dump(args, kwargs)
         content_type, encoding, data = dumps((args, kwargs), serializer)
         args, kwargs = loads(data, content_type, encoding, accept=[content_type])
-        # A connection is only lent, and seconds count from now.
+        # A connection is only borrowed, and seconds count from now.
         lasting = {name: options[name] for name in options.keys() - {"connection", "countdown", "publisher"}}
         expires = options.get("expires", self.expires)
         if isinstance(expires, Real):
@@ -168,7 +170,7 @@ class ProjectTask(RunningTask):
         return Message(self.name, task_id, args, kwargs, lasting)
 
     def _publish(self, message: Message, on_failure: Callable[[], object] | None) -> None:
-        """Publish after a commit. Others wait to be called after it, so nothing that the broker does is raised."""
+        """Publish after a commit. Other hooks run after this one, so errors of the broker are not raised."""
         from . import outbox
 
         try:
@@ -189,8 +191,8 @@ class ProjectTask(RunningTask):
 class RetryingTask(ProjectTask):
     """A base for tasks that talk to other systems: `@shared_task(base=RetryingTask, autoretry_for=(SomeError,))`.
 
-    The errors named in `autoretry_for` are tried again after 1, 2, 4 … seconds, at most a minute, each shortened at
-    random so that tasks that failed together do not come back together; after six retries the task has failed.
+    The errors named in `autoretry_for` are retried after 1, 2, 4 … seconds, at most a minute. Each wait is shortened at
+    random, so that tasks that failed together do not come back together. After six retries, the task has failed.
     """
 
     max_retries = 6
@@ -200,14 +202,14 @@ class RetryingTask(ProjectTask):
 
 
 def _task_has_returned() -> bool:
-    """Return whether the function of the task at work here has ended, so that Celery sends what follows."""
+    """Return whether the function of the current task has returned, so that Celery is sending what follows."""
     return bool(current_task) and current_task.request.get("is_running") is False
 
 
 def send(task: ProjectTask, *args: Any, on_failure: Callable[[], object] | None = None, **kwargs: Any) -> None:
-    """Send the task with these arguments once the transaction is committed; at once where there is none.
+    """Send the task with these arguments once the transaction is committed, or at once if there is none.
 
-    A rollback sends nothing. If the broker does not answer, nothing is raised: `on_failure` is called, to write what
-    people see into a row, or without it the task is sent as soon as the broker is back.
+    A rollback sends nothing. If the broker does not answer, nothing is raised: `on_failure` is called, which can write
+    what people see into a row. Without it, the task is sent as soon as the broker is back.
     """
     task.apply_async(args, kwargs, after_commit=True, on_failure=on_failure)

@@ -1,7 +1,7 @@
-"""Queues that hold messages and that no worker takes from: a name with a typo, or a worker that was never started.
+"""Finds queues that hold messages but have no worker: a mistyped name, or a worker that was never started.
 
-Celery makes a queue of every name that is sent to, so such a message is accepted, and waits for ever. RabbitMQ tells
-about a queue only to those who know its name, so a name that the settings do not have is written down when it is used.
+Celery creates a queue for every name that a task is sent to, so such a message is accepted and waits forever. RabbitMQ
+reports on a queue only if it is asked by name, so a name that is not in the settings is recorded when it is used.
 """
 
 import logging
@@ -27,9 +27,9 @@ from .coroutines import call_where_queries_may_run
 logger = logging.getLogger(__name__)
 
 REPLY_SECONDS = 1.5
-# From one look of beat to the next. What two looks find is no worker that starts again.
+# The time between two checks of beat. If two checks in a row find a queue, its worker is not just restarting.
 LOOK_SECONDS = 30.0
-# How often a process writes down the same name, and how long one is remembered that holds nothing.
+# How often a process records the same name, and how long the name of an empty queue is remembered.
 NOTE_SECONDS = 3600.0
 REMEMBERED = timedelta(days=7)
 
@@ -38,18 +38,18 @@ _note_again: dict[str, float] = {}
 
 @before_task_publish.connect
 def note(declare: Iterable[object] | None = None, **kwargs: Any) -> None:
-    """Warn of a task that goes to a queue which the settings do not have, and remember the queue."""
+    """Warn of a task that goes to a queue that is not in the settings, and remember the queue."""
     names = {queue.name for queue in declare or () if isinstance(queue, Queue)}
     for name in names - configured_queues():
         if monotonic() < _note_again.get(name, 0.0):
             continue
         logger.warning("A task goes to the queue %s, which the settings do not have. %s", name, remedy(name))
         try:
-            # In a transaction a query that fails would cost the caller all of it.
+            # Inside a transaction, a failed query would cost the caller the whole transaction.
             is_within = transaction.get_connection().in_atomic_block
             call = partial(transaction.on_commit, robust=True) if is_within else call_where_queries_may_run
             call(partial(_remember, name))
-        # The task is sent all the same.
+        # The task is sent anyway.
         except Exception as error:
             logger.warning("The queue %s is not remembered: %r", name, error)
 
@@ -60,10 +60,10 @@ def _remember(name: str) -> None:
 
 
 def unattended() -> dict[str, int]:
-    """Return the queues that hold messages and that no worker takes from, with the number of messages in each.
+    """Return the queues that hold messages but have no worker, with the number of messages in each.
 
-    On Redis the workers are asked, so a busy one of the pool solo, which does not answer, counts as none. Raises an
-    error of the broker or of the database if one does not answer.
+    On Redis the workers are asked, so a busy worker with the pool solo does not answer and does not count. Raises an
+    error of the broker or of the database if one of them does not answer.
     """
     names = {*configured_queues(), *UnknownQueue.objects.values_list("name", flat=True)}
     limits = answer_limits(current_app.conf.broker_url, REPLY_SECONDS)
@@ -79,7 +79,7 @@ def unattended() -> dict[str, int]:
 
 
 class Watch:
-    """The looks of the beat that sends, so that one process writes to the log, once when a queue is left alone."""
+    """The checks by the beat that holds the lease, so that one process logs a queue without a worker, and only once."""
 
     def __init__(self) -> None:
         self._next_look = monotonic() + LOOK_SECONDS
@@ -87,7 +87,7 @@ class Watch:
         self._failed = False
 
     def go_on(self) -> None:
-        """Look if it is time, in a thread: beat does not wait for workers."""
+        """Check if it is time, in a thread, because beat must not wait for workers."""
         if monotonic() >= self._next_look:
             self._next_look = monotonic() + LOOK_SECONDS
             Thread(target=self._look, daemon=True).start()
@@ -106,7 +106,7 @@ class Watch:
             connections.close_all()
 
     def report(self, found: dict[str, int]) -> None:
-        """Log each queue that two looks in a row have found, and once more when that is over."""
+        """Log each queue that two checks in a row have found, and log again when that is over."""
         lasting = found.keys() & self._seen
         for name in sorted(lasting - self._told):
             logger.error("No worker takes from the queue %s (%d waiting). %s", name, found[name], remedy(name))

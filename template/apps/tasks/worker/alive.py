@@ -1,7 +1,8 @@
-"""Signs of life: beat and a worker touch a file every few seconds, and a probe looks how old it is.
+"""Signs of life: beat and each worker touch a file every few seconds, and a probe checks the age of that file.
 
-`python -m apps.tasks.worker.alive beat` ends with 0 if beat was alive in the last 30 seconds, else with 1 and a
-sentence. It loads neither Django nor Celery and asks nobody, so it may run every few seconds.
+`python -m apps.tasks.worker.alive beat` exits with 0 if beat has shown a sign of life in the last 30 seconds. Otherwise
+it prints a sentence and exits with 1. It loads neither Django nor Celery and contacts no server, so it can run every
+few seconds.
 """
 
 import os
@@ -10,21 +11,21 @@ import time
 import zlib
 
 STALE_SECONDS = 30.0
-# A folder of its own for each of several workers on one machine, where one must not hide the end of another. What
-# `manage.py dev` starts has that of the checkout.
+# If several workers run on one machine, each needs its own folder, so that one does not hide the death of another. The
+# processes of `manage.py dev` use a folder of the checkout.
 DIRECTORY_VARIABLE = "ALIVE_DIRECTORY"
 
 
 def path(name: str) -> str:
-    """Return the file that the process of this name touches; other checkouts on this machine have others."""
-    # What `tempfile` finds, whose import alone would double the cost of a probe.
+    """Return the file that the process of this name touches. Each checkout on this machine has its own."""
+    # This is the folder that `tempfile` would find. Importing `tempfile` alone would double the cost of a probe.
     temporary = os.environ.get("TMPDIR") or os.environ.get("TEMP") or "/tmp"
     checkout = zlib.crc32(os.fsencode(os.path.realpath(__file__)))
     return os.path.join(os.environ.get(DIRECTORY_VARIABLE) or temporary, f"alive-{checkout:08x}-{name}")
 
 
 def touch(name: str) -> None:
-    """Say that the process of this name is alive; where that cannot be written, the probe says so."""
+    """Record that the process of this name is alive. If the file cannot be written, the probe reports it."""
     try:
         with open(path(name), "ab"):
             os.utime(path(name))
@@ -33,18 +34,18 @@ def touch(name: str) -> None:
 
 
 def forget(name: str) -> None:
-    """Remove the sign of life of a process that has ended."""
+    """Remove the sign of life of a process that has exited."""
     if os.path.exists(path(name)):
         os.remove(path(name))
 
 
 def problem(name: str) -> str | None:
-    """Return a sentence if the process of this name has not been alive of late, else None."""
+    """Return a sentence if the process of this name has shown no recent sign of life, else None."""
     try:
         age_seconds = time.time() - os.stat(path(name)).st_mtime
     except OSError as error:
         return f"{name}: there is no sign of life at {path(name)} ({error.strerror}); it must run, and may write there."
-    # A time to come was written before the clock was set back.
+    # A time in the future was written before the clock was set back.
     if abs(age_seconds) > STALE_SECONDS:
         return f"{name}: the last sign of life, {path(name)}, is {age_seconds:.0f} seconds old; start it again."
     return None

@@ -1,4 +1,4 @@
-"""What a worker of this project does beside its tasks: it refuses to lose them, and shows that it takes them."""
+"""What a worker does besides running tasks: it does not start where it would lose them, and leaves signs of life."""
 
 import logging
 from time import monotonic
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 5.0
 PREFORK = "celery.concurrency.prefork"
-# What each pool does without, as far as it is not prefork.
+# The limits that pools other than prefork do not enforce.
 UNENFORCED = {
     "celery.concurrency.gevent": "CELERY_TASK_SOFT_TIME_LIMIT, and CELERY_TASK_TIME_LIMIT on a task that never waits",
     "celery.concurrency.solo": "CELERY_TASK_TIME_LIMIT and CELERY_TASK_SOFT_TIME_LIMIT",
@@ -24,12 +24,12 @@ UNENFORCED = {
 
 
 class Conditions(StartStopStep):
-    """Whether tasks are safe with this pool and this broker; a worker with which they are not does not start."""
+    """Checks whether tasks are safe with this pool and this broker. If they are not, the worker does not start."""
 
     requires = ("celery.worker.consumer.connection:Connection",)
 
     def start(self, consumer: Consumer) -> None:
-        """Look at the broker at every connection, and at the pool before the first one; log what is wrong."""
+        """Check the broker at every connection, and the pool before the first one. Log what is wrong."""
         first = not consumer.restart_count
         dangers, warnings = _pool_problems(consumer) if first else ([], [])
         if consumer.connection.transport.driver_type == "redis":
@@ -40,13 +40,13 @@ class Conditions(StartStopStep):
             logger.warning(problem)
         for problem in dangers:
             logger.critical(problem)
-        # Once it runs, it goes on: tasks that nobody takes would be evicted no later.
+        # A worker that is already running continues, because tasks that nobody takes would be evicted just as soon.
         if dangers and first:
             raise WorkerShutdown(1)
 
 
 def _pool_problems(consumer: Consumer) -> tuple[list[str], list[str]]:
-    """Return the sentences for which the worker must not start, and those that are warnings."""
+    """Return the problems with which the worker must not start, and those that are only warnings."""
     pool = type(consumer.pool).__module__
     name = pool.rpartition(".")[2]
     dangers, warnings = [], []
@@ -63,12 +63,12 @@ def _pool_problems(consumer: Consumer) -> tuple[list[str], list[str]]:
 
 
 def _examine(consumer: Consumer) -> None:
-    """End the worker with a sentence if Redis does not let its user do what a worker does."""
+    """End the worker with a sentence if its Redis user lacks a right that a worker needs."""
     from redis.exceptions import NoPermissionError
 
     channel = consumer.connection.default_channel
     try:
-        # Behind sentinels it is kombu's own.
+        # Behind sentinels, the channel is kombu's own.
         if hasattr(channel, "examine"):
             channel.examine(everything=True)
     except NoPermissionError as error:
@@ -86,9 +86,9 @@ def _redis_info(consumer: Consumer) -> dict[str, Any]:
 
 
 def redis_problems(info: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Return what makes a Redis lose tasks by its INFO, in sentences: what forbids its use, and what is a warning.
+    """Return sentences about what makes a Redis lose tasks: those that forbid its use, and those that are warnings.
 
-    Not by CONFIG, which hosted servers forbid. What INFO does not tell is taken for well.
+    This reads INFO, because hosted servers forbid CONFIG. What INFO does not show is assumed to be fine.
     """
     policy = info.get("maxmemory_policy", "noeviction")
     dangers, warnings = [], []
@@ -110,9 +110,9 @@ def redis_problems(info: dict[str, Any]) -> tuple[list[str], list[str]]:
 
 
 class Upkeep(StartStopStep):
-    """A look at the connection every few seconds: the worker says that it is alive if tasks can come.
+    """Checks the connection every few seconds, and leaves a sign of life if tasks can arrive.
 
-    On the pool solo, which runs tasks in the loop that takes them, it says nothing while one runs.
+    The pool solo runs tasks in the loop that takes them, so it leaves no sign of life while a task is running.
     """
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
@@ -122,16 +122,16 @@ class Upkeep(StartStopStep):
         self._timer: Any = None
 
     def start(self, consumer: Consumer) -> None:
-        """Begin with each new connection."""
-        # The timer of gevent and eventlet goes on by itself when nothing else does, so only the loop that takes the
-        # tasks may answer. Elsewhere the timer is a part of that loop.
+        """Start with each new connection."""
+        # The timer of gevent and eventlet keeps running even if everything else hangs, so only the loop that takes
+        # tasks may answer. Elsewhere, the timer is part of that loop.
         look = _look if consumer.hub else consumer.call_soon
         self._timer = consumer.timer.call_repeatedly(
             LOOK_SECONDS, look, (consumer,) if consumer.hub else (_look, consumer)
         )
 
     def stop(self, consumer: Consumer) -> None:
-        """End with the connection."""
+        """Stop with the connection."""
         if self._timer:
             self._timer.cancel()
         self._timer = None
@@ -145,20 +145,20 @@ def _look(consumer: Consumer) -> None:
 
 
 def takes_tasks(consumer: Consumer) -> bool:
-    """Return whether the broker answers on the very connection that brings the tasks.
+    """Return whether the broker answers on the very connection that delivers the tasks.
 
-    Raises an error of the connection if it is lost.
+    Raises a connection error if that connection is lost.
     """
     channel = consumer.task_consumer.channel
     match consumer.connection.transport.driver_type:
         case "redis":
-            # Another release of kombu may not note when it asked; that it is connected has to do then.
+            # Another release of kombu may not record when it asked. Being connected has to suffice then.
             if not hasattr(channel, "_brpop_sent_at"):
                 return True
-            # It asks every second, unless its places are all taken.
+            # It asks every second, unless all of its slots are taken.
             waits_seconds = monotonic() - (channel._brpop_sent_at or 0.0)
             return waits_seconds < LOOK_SECONDS or not channel.qos.can_consume()
         case "amqp":
-            # RabbitMQ is not asked for tasks, it sends them.
+            # RabbitMQ pushes tasks, so a question of our own has to show that it answers.
             channel.queue_declare(consumer.task_consumer.queues[0].name, passive=True)
     return True

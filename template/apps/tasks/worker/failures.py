@@ -1,8 +1,8 @@
-"""The half of failed tasks that runs in a worker: what fails for good becomes a row before its message is acknowledged.
+"""Records failed tasks in the worker: a task that fails for good becomes a row before its message is acknowledged.
 
-This happens outside of the task's own process, where the pool has processes, so that a task which was killed leaves a
-row as well. While the row cannot be written, the message stays unacknowledged: neither is the task run again, nor is
-it lost, because the broker delivers the message again if the worker ends meanwhile.
+If the pool has processes, this happens outside of the task's own process, so that a killed task also leaves a row.
+While the row cannot be written, the message stays unacknowledged. The task does not run again, and it is not lost,
+because the broker redelivers the message if the worker exits in the meantime.
 """
 
 import logging
@@ -41,17 +41,17 @@ logger = logging.getLogger(__name__)
 
 
 class RecordingRequest(Request):
-    """A task in a pool, which leaves a row before it gives up its message."""
+    """A task in a pool, which leaves a row before it releases its message."""
 
     has_row = False
 
     def __init__(self, message: Message, **options: Any) -> None:
-        """Note when the message came; `ProjectTask.before_start` asks how long it was held."""
+        """Record when the message arrived, because `ProjectTask.before_start` asks how long it was held."""
         super().__init__(message, **options)
         self._request_dict["received_at"] = monotonic()
 
     def on_failure(self, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False) -> None:
-        """Write a row if the task has failed for good; then do what Celery does."""
+        """Write a row if the task has failed for good, then do what Celery does."""
         error = _unwrapped(exc_info.exception)
         if self._is_killed(error):
             losses = self._request_dict.get("lost_workers", 0) + 1
@@ -64,7 +64,7 @@ class RecordingRequest(Request):
         self._give_up(error, str(exc_info.traceback), finish)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
-        """Write a row at the hard limit: of that, pools of greenlets do not tell `on_failure`."""
+        """Write a row at the hard limit, because greenlet pools do not call `on_failure` then."""
         finish = partial(super().on_timeout, soft, timeout)
         if soft:
             finish()
@@ -72,7 +72,7 @@ class RecordingRequest(Request):
             self._give_up(TimeLimitExceeded(timeout), "", finish)
 
     def _give_up(self, error: BaseException, traceback: str, finish: Callable[[], None]) -> None:
-        """Call `finish`; if that is the end of the task, only once nothing more needs to be written down."""
+        """Call `finish`. If the task has ended, do so only after everything has been recorded."""
         outgoing = self._request_dict.get("outgoing")
         is_kept = self.task.keep_failed and not isinstance(error, self.task.throws)
         if not self._is_end(error) or not (is_kept or outgoing):
@@ -96,7 +96,7 @@ class RecordingRequest(Request):
         return not isinstance(error, unfinished)
 
     def _is_killed(self, error: BaseException) -> bool:
-        """Return whether the process of the task died in the middle, and not because the worker ends."""
+        """Return whether the process of the task died midway, and not because the worker is exiting."""
         was_ended = self._already_cancelled or self._already_revoked or state.should_terminate is not None
         lost = isinstance(error, (WorkerLostError, KeyboardInterrupt, SystemExit))
         return lost and not was_ended and not self._success_was_stored()
@@ -107,15 +107,15 @@ class RecordingRequest(Request):
         return settings.LOST_WORKERS_PER_TASK if is_repeated else 1
 
     def _is_sent_again(self, losses: int) -> bool:
-        """Put the message back with the number of processes it has cost; return False if the broker does not take it.
+        """Requeue the message with the number of processes that it has killed. Return False if the broker refuses it.
 
-        Then Celery gives it back as it was. Not left to `task_retry_on_worker_lost`, which counts these as retries: an
-        innocent task with `max_retries=0` would fail, and one without a limit would kill processes for ever.
+        Celery then requeues it unchanged. `task_retry_on_worker_lost` would count these as retries: an innocent task
+        with `max_retries=0` would fail, and a task without a limit would kill processes forever.
         """
         try:
             publish(pack(self._message), lost_workers=losses)
         except Exception as error:
-            # Whatever the reason: a message that is neither sent nor given back would wait for the end of this worker.
+            # Whatever the reason, a message that is neither sent nor given back would wait until this worker exits.
             logger.error("%s has lost its process, and goes back as it is: %s", self.humaninfo(), error)
             return False
         logger.warning("%s has lost its process, and was sent again.", self.humaninfo())
@@ -139,24 +139,24 @@ def _killer(losses: int, error: BaseException) -> ExceptionInfo:
 
 
 class RecordingConsumer(Consumer):
-    """The part of the worker that takes messages. One that it cannot run leaves a row, too."""
+    """The part of the worker that receives messages. A message that it cannot run also leaves a row."""
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
-        """Say what the broker answered, which the client of Redis leaves out of what Celery logs; then connect anew."""
+        """Log the broker's answer, which the Redis client hides from Celery's own log, then connect again."""
         logger.warning("The connection to the broker is given up: %s", exc)
         super().on_connection_error_after_connected(exc)
 
     def on_unknown_message(self, body: Any, message: Message) -> None:
-        """Keep what is no message of Celery."""
+        """Keep a message that is not Celery's."""
         error = InvalidTaskError("The message is none of a task.")
         self._give_up(message, error, partial(super().on_unknown_message, body, message))
 
     def on_unknown_task(self, body: Any, message: Message, exc: Exception) -> None:
-        """Keep a task that this release does not know: the next one, or the one before, may."""
+        """Keep a task that this release does not know, because the next or the previous release may know it."""
         self._give_up(message, NotRegistered(*exc.args), partial(super().on_unknown_task, body, message, exc))
 
     def on_invalid_task(self, body: Any, message: Message, exc: Exception) -> None:
-        """Keep a message with a wrong part."""
+        """Keep a message of which a part is invalid."""
         self._give_up(message, exc, partial(super().on_invalid_task, body, message, exc))
 
     def on_decode_error(self, message: Message, exc: Exception) -> None:

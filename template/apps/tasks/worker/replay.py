@@ -1,7 +1,8 @@
-"""Keep the message of a failed task as the broker had it, and send it again.
+"""Keeps the message of a failed task as the broker had it, and sends it again.
 
-The message itself, not a new call of the task: its callbacks and its place in a chain, group or chord stay the same,
-and a task that this release does not know, or whose arguments it cannot read, can be sent again after the next one.
+It sends the message itself instead of calling the task again, so its callbacks and its place in a chain, group or chord
+stay the same. A task that this release does not know, or whose arguments it cannot read, can be sent again after the
+next release.
 """
 
 import json
@@ -18,10 +19,10 @@ PROPERTIES = ("correlation_id", "priority", "reply_to")
 
 
 def pack(message: Message) -> str:
-    """Return as text all that it takes to publish the message again."""
+    """Return everything needed to publish the message again, as text."""
     body, delivery, properties = message.body, message.delivery_info or {}, message.properties or {}
     packed = {
-        # Text where it is text; any other byte survives the way there and back.
+        # Text stays readable, and every other byte survives the round trip.
         "body": body if isinstance(body, str) else bytes(body).decode("utf-8", "surrogateescape"),
         "content_type": message.content_type,
         "content_encoding": message.content_encoding,
@@ -34,7 +35,7 @@ def pack(message: Message) -> str:
 
 
 def publish(packed: str, **changed_headers: Any) -> None:
-    """Publish a packed message; raise OperationalError if the broker does not take it."""
+    """Publish a packed message. Raise OperationalError if the broker does not accept it."""
     message = json.loads(packed)
     exchange, routing_key = message["exchange"], message["routing_key"]
     queues = current_app.amqp.queues
@@ -46,7 +47,7 @@ def publish(packed: str, **changed_headers: Any) -> None:
             headers=_own_headers(message["headers"]) | changed_headers,
             exchange=exchange,
             routing_key=routing_key,
-            # RabbitMQ drops what comes for a queue that is not there, and says nothing.
+            # RabbitMQ silently drops messages for a queue that does not exist.
             declare=[queues[routing_key]] if not exchange or routing_key in queues else [],
             retry=True,
             retry_policy=current_app.conf.task_publish_retry_policy,
@@ -55,23 +56,23 @@ def publish(packed: str, **changed_headers: Any) -> None:
 
 
 def _own_headers(headers: dict[str, Any]) -> dict[str, Any]:
-    """Return the headers without those of the former delivery: its time, which has come, and what the broker said."""
+    """Return the headers without those of the previous delivery: its due time, which is past, and the broker's own."""
     passed = ("compression", "eta", "redelivered")
     return {name: value for name, value in headers.items() if name not in passed and not name.startswith("x-")}
 
 
 def send_again(failed_task_id: int) -> bool:
-    """Put the message of this row back into its queue, and delete the row; return False if somebody else just did.
+    """Requeue the message of this row, and delete the row. Return False if somebody else has just done so.
 
-    Raises OperationalError, and keeps the row, if the broker does not take the message.
+    Raises OperationalError, and keeps the row, if the broker does not accept the message.
     """
     with transaction.atomic():
-        # Locked, so that of two people who do this at the same time one comes too late.
+        # Locked, so that only one of two people who do this at the same time succeeds.
         failed = FailedTask.objects.select_for_update().filter(pk=failed_task_id).first()
         if failed is None:
             return False
         earlier = {"tries": failed.tries, "since": clock.passed(failed.first_failed_at).isoformat()}
-        # Without `outgoing`, by which a worker would find that the outbox is done with this task.
+        # `outgoing` is dropped, because a worker would find that the outbox is done with this task.
         publish(failed.message, retries=0, expires=None, lost_workers=0, failed_earlier=earlier, outgoing=None)
         failed.delete()
     return True

@@ -1,4 +1,4 @@
-"""The row of a failed task: written before its message goes, however long the database is away."""
+"""The row of a failed task: written before its message is released, however long the database is down."""
 
 import logging
 import threading
@@ -21,12 +21,12 @@ from .replay import pack
 
 logger = logging.getLogger(__name__)
 
-# Between two attempts to write a row.
+# The time between two attempts to write a row.
 PAUSE_SECONDS = 5
 
 
 def write_row(message: Message, error: BaseException, traceback: str, worker: str) -> None:
-    """Write down a task that has failed; a row that it has already gets the latest error and the number of tries."""
+    """Record a failed task. If it already has a row, update the error and the number of attempts."""
     headers, now = message.headers or {}, timezone.now()
     earlier = headers.get("failed_earlier") or {"tries": 0, "since": clock.now().isoformat()}
     tries = (headers.get("retries") or 0) + (headers.get("lost_workers") or 0) + 1
@@ -52,7 +52,7 @@ def write_row(message: Message, error: BaseException, traceback: str, worker: st
 
 
 def task_id_of(message: Message) -> str:
-    """Return the id of the task; one of our own if the message has none, as it may be none of a task."""
+    """Return the id of the task, or a new id if the message has none, because it may not be a task's message."""
     task_id = (message.headers or {}).get("id") or (message.properties or {}).get("correlation_id")
     return _text(task_id or uuid())[:255]
 
@@ -63,15 +63,15 @@ def _told(error: BaseException) -> str:
 
 
 def _text(value: object) -> str:
-    """Return the value as a text that every database takes."""
+    """Return the value as a text that every database accepts."""
     return str(value).encode("utf-8", "backslashreplace").decode().replace("\x00", "\\x00")
 
 
 def once_written(what: str, write: Callable[[], None], finish: Callable[[], object]) -> None:
-    """Call `finish`, which gives up the message, as soon as `write` has succeeded."""
+    """Call `finish`, which releases the message, as soon as `write` has succeeded."""
     try:
         write()
-    # Whatever the reason: what is not written down must not go.
+    # Whatever the reason, a message must not be released before its row is written.
     except Exception as reason:
         logger.error(
             "The row of failed task %s cannot be written, so its message is kept until it can: %s", what, reason
@@ -80,7 +80,7 @@ def once_written(what: str, write: Callable[[], None], finish: Callable[[], obje
         finish()
         return
     finally:
-        # A process must not hold a connection when it forks, and the database has none to spare.
+        # A process must not hold a connection when it forks, and idle connections are wasted.
         connections.close_all()
     again = partial(once_written, what, write, finish)
     loop = get_event_loop()
@@ -88,6 +88,6 @@ def once_written(what: str, write: Callable[[], None], finish: Callable[[], obje
         loop.call_later(PAUSE_SECONDS, again)
         return
     timer = threading.Timer(PAUSE_SECONDS, again)
-    # It does not hold up the end of the worker, after which the broker delivers the message again.
+    # This does not delay the exit of the worker. The broker then redelivers the message.
     timer.daemon = True
     timer.start()

@@ -1,8 +1,8 @@
-"""What is different in a worker: it is patient with its broker, and when it has to stop, it leaves in time.
+"""Makes a worker wait for its broker, and exit in time when it has to stop.
 
-Celery's own ways to stop fit no container. One waits for the running tasks however long they take, until the container
-is killed and Redis holds their messages back for the visibility timeout; the other, REMAP_SIGTERM=SIGQUIT, is made for
-one kind of pool, and reads no results while it waits.
+Celery's own ways to stop do not suit containers. One waits for the running tasks however long they take, until the
+container is killed and Redis holds their messages back for the visibility timeout. The other, REMAP_SIGTERM=SIGQUIT,
+works with only one kind of pool and reads no results while it waits.
 """
 
 import _thread
@@ -22,7 +22,7 @@ from apps.tasks.broker.options import WORKER_SECONDS, answer_limits
 
 logger = logging.getLogger(__name__)
 
-# Windows has neither: nothing stops a process there, and SIGTERM ends it at once.
+# Windows has neither signal: nothing suspends a process there, and SIGTERM ends it at once.
 STOP = getattr(signal, "SIGSTOP", None)
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 
@@ -41,18 +41,18 @@ class Patience(bootsteps.Step):
         conf.broker_connection_timeout = WORKER_SECONDS
 
         def leave_in_time(how: str, **kwargs: object) -> None:
-            # The other way, "Cold", ends the running tasks by itself.
+            # The other way, "Cold", terminates the running tasks by itself.
             if how == "Warm":
-                # Not by `threading`: it waits until the thread runs, which gevent forbids where it handles signals.
+                # `threading` would wait until the thread runs, which gevent forbids in a signal handler.
                 _thread.start_new_thread(leave_later, (worker,))
 
         worker_shutting_down.connect(leave_in_time, weak=False)
 
 
 def leave_later(worker: WorkController) -> None:
-    """Leave when the time is over, or as soon as there is nothing left to do and the worker still does not end.
+    """Exit when the time is up, or as soon as nothing is left to do and the worker still does not exit by itself.
 
-    The second happens when the broker hangs: Celery says goodbye to it several times and waits for each answer.
+    The latter happens when the broker hangs: Celery says goodbye to it several times and waits for each answer.
     """
     end, idle_since = time.monotonic() + settings.WORKER_STOP_SECONDS, time.monotonic()
     while time.monotonic() < end and time.monotonic() < idle_since + GOODBYE_SECONDS:
@@ -63,22 +63,23 @@ def leave_later(worker: WorkController) -> None:
 
 
 def give_back_and_leave(worker: WorkController) -> None:
-    """Give the messages of the tasks that still run back to the broker, for other workers, and end this process."""
+    """Give the messages of running tasks back to the broker, for other workers, and exit."""
     children = [process.pid for process in getattr(getattr(worker.pool, "_pool", None), "_pool", ())]
     try:
         if running := ", ".join(request.humaninfo() for request in tuple(state.active_requests)):
             logger.warning("Given back, because they still run after %s s: %s", settings.WORKER_STOP_SECONDS, running)
         else:
             logger.warning("Left without waiting any longer for the broker's answer to the goodbye")
-        # Tells those who watch over tasks that the processes below do not die by a fault of their task.
+        # Marks that the processes below do not die because of their tasks.
         state.should_terminate = True
-        # Stopped before another worker can start the same task, and killed once nobody here notices any more.
+        # They are stopped before another worker can start the same task, and killed when nothing here would react to it
+        # any more.
         _send(STOP, children)
         _give_back(worker)
     except Exception:
         logger.exception("Not all could be given back; the broker delivers it again by itself")
     finally:
-        # Nothing may come in between: a thread that fails here would leave a worker that never ends.
+        # Nothing may come in between: if this thread failed here, the worker would never exit.
         try:
             _send(KILL, children)
         finally:
@@ -92,6 +93,6 @@ def _send(number: signal.Signals | None, pids: list[int]) -> None:
 
 
 def _give_back(worker: WorkController) -> None:
-    """Put what is not acknowledged back into its queue; RabbitMQ, whose channels keep no list, does so by itself."""
+    """Requeue the unacknowledged messages. RabbitMQ, whose channels keep no list, does so by itself."""
     if qos := getattr(worker.consumer.task_consumer.channel, "qos", None):
         qos.restore_unacked()

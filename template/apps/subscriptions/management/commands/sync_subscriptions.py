@@ -7,7 +7,7 @@ from apps.subscriptions.seats import out_of_step, sync
 
 
 class Command(BaseCommand):
-    """Does by hand, and at once, what the scheduled task sends to a worker."""
+    """Does by hand, and at once, what the scheduled task leaves to a worker."""
 
     help = "Tell Stripe the number of seats of each team whose subscription has another quantity."
 
@@ -16,7 +16,7 @@ class Command(BaseCommand):
         parser.add_argument("--dry-run", action="store_true", help="Show what would be told, and tell nothing.")
 
     def handle(self, *, team: int | None, dry_run: bool, **options: object) -> None:
-        """Sync one after the other; what fails is named, and does not stop the others."""
+        """Sync the subscriptions one by one. One that fails is named, and does not stop the others."""
         if not is_configured() and not dry_run:
             raise CommandError("STRIPE_SECRET_KEY is not set.")
         if team and not Subscription.objects.filter(team=team).exists():

@@ -52,7 +52,7 @@ class Command(BaseCommand):
         sys.exit(code)
 
     def announce(self, processes: list[Process]) -> None:
-        """Print where everything is."""
+        """Print where everything runs."""
         width = max(len(process.name) for process in processes)
         for process in processes:
             if process.note:
@@ -60,14 +60,14 @@ class Command(BaseCommand):
         self.stdout.flush()
 
     def in_colour(self, options: dict[str, Any]) -> bool:
-        """Return whether names are coloured: on a terminal, unless somebody minds."""
+        """Return whether names are coloured: on a terminal, unless an option or NO_COLOR forbids it."""
         if options["force_color"]:
             return True
         return supports_color() and not options["no_color"] and "NO_COLOR" not in os.environ
 
 
 def dev_modules() -> list[ModuleType]:
-    """Return the modules `dev` of the installed apps that tell processes."""
+    """Return the `dev` modules of the installed apps that define processes."""
     configs = [config for config in django_apps.get_app_configs() if module_has_submodule(config.module, "dev")]
     modules = [import_module(f"{config.name}.dev") for config in configs]
     return [module for module in modules if hasattr(module, "processes")]
@@ -82,7 +82,7 @@ def call_each(modules: list[ModuleType], name: str, options: dict[str, Any]) -> 
 
 @contextmanager
 def only_one_here() -> Iterator[None]:
-    """Keep a second `manage.py dev` of this checkout from starting."""
+    """Prevent a second `manage.py dev` from starting in this checkout."""
     with open(settings.BASE_DIR / "manage.py") as file:
         try:
             if fcntl:

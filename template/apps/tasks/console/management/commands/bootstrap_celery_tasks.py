@@ -1,17 +1,18 @@
-"""`manage.py bootstrap_celery_tasks`: write SCHEDULED_TASKS to the database, where a running beat sees it in seconds.
+"""`manage.py bootstrap_celery_tasks`: writes SCHEDULED_TASKS to the database, where a running beat sees it in seconds.
 
-Who wins, the settings or the admin:
+Which wins, the settings or the admin:
 
 - While an entry of SCHEDULED_TASKS stays the same, its row is not touched: an edit in the admin lasts, and the table
-  that the command prints names it. Only a row that was deleted is made again; to stop a task, disable it.
-- When an entry changes, the settings win, for a key that was removed from it too: it is back at its default. Except
-  that a task disabled in the admin stays disabled, until it is enabled there. (A one-off task that beat disabled after
-  its run is armed again by a new schedule, and one that was over by a new `expires`.)
-- A periodic task that this command did not make is left alone. Only if it has the name of an entry is it adopted, when
-  it runs the same task; when it runs another, the command refuses.
-- An entry with a new name is a new entry, and the former one is stale. What a stale entry made is reported and goes on
-  running; `--remove-stale` deletes it. What it had adopted is never deleted, but released: it stays as it is, goes on
-  running, and is no more than a task that somebody made in the admin.
+  that the command prints names it. Only a deleted row is created again, so to stop a task, disable it.
+- When an entry changes, the settings win. This includes a key that was removed from the entry, which returns to its
+  default. The exception is a task disabled in the admin, which stays disabled until it is enabled there. (A new
+  schedule enables a one-off task again that beat disabled after its run, and a new `expires` enables one that was
+  over.)
+- A periodic task that this command did not create is left alone. If it has the name of an entry and runs the same task,
+  the command adopts it. If it runs another task, the command refuses.
+- An entry with a new name is a new entry, and the old one is stale. The task that a stale entry created is reported and
+  keeps running, and `--remove-stale` deletes it. A task that it had adopted is released instead of deleted: it stays
+  unchanged, keeps running, and counts as made in the admin again.
 """
 
 from argparse import ArgumentParser
@@ -24,7 +25,7 @@ from apps.tasks.beat.schedule import Step, bootstrap
 
 
 class Command(BaseCommand):
-    """The command; the rules are in the docstring of the module."""
+    """The command. The docstring of the module contains the rules."""
 
     help = "Write SCHEDULED_TASKS to the database, where beat reads it. Edits in the admin last until an entry changes."
 

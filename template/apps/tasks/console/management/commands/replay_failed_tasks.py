@@ -1,4 +1,4 @@
-"""`manage.py replay_failed_tasks`: send failed tasks again, all of them or those that are named."""
+"""`manage.py replay_failed_tasks`: sends failed tasks again: all of them, or those that the options select."""
 
 from argparse import ArgumentParser
 from datetime import datetime
@@ -19,7 +19,7 @@ class Command(BaseCommand):
     help = "Send failed tasks again, the oldest first: all of them, or those that every option agrees on."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Add what chooses the tasks."""
+        """Add the options that select tasks."""
         parser.add_argument("ids", nargs="*", metavar="TASK_ID", help="the ids of these tasks only")
         parser.add_argument("--task", metavar="NAME", help="only tasks of this name, as in apps.orders.tasks.ship")
         parser.add_argument("--since", type=_moment, metavar="TIME", help="only what failed since 2026-01-31T09:00")
@@ -28,7 +28,7 @@ class Command(BaseCommand):
     def handle(
         self, *, ids: list[str], task: str | None, since: datetime | None, dry_run: bool, **options: Any
     ) -> None:
-        """Send one after the other, and stop at the first that the broker does not take."""
+        """Send them one by one, and stop at the first one that the broker does not accept."""
         wanted = {"task_id__in": ids, "name": task, "last_failed_at__gte": since}
         chosen = FailedTask.objects.filter(**{lookup: value for lookup, value in wanted.items() if value})
         if unknown := set(ids).difference(chosen.values_list("task_id", flat=True)):
