@@ -198,8 +198,8 @@ def replace_in(file: Path, text: str, other: str) -> None:
 
 
 # Imported under the name of what the project asks for: Celery's own documentation tells to catch kombu's errors,
-# Django's to call asgiref's functions, and Flower's options are tornado's.
-VOUCHED_FOR = {"asgiref": "django", "kombu": "celery", "tornado": "flower"}
+# Django's to call asgiref's functions, Flower's options are tornado's, and each client of a broker comes with kombu.
+VOUCHED_FOR = {"amqp": "kombu", "asgiref": "django", "kombu": "celery", "redis": "kombu", "tornado": "flower"}
 
 
 @cache

@@ -112,7 +112,7 @@ def test_a_random_walk_over_all_switches_ends_where_a_fresh_project_is(project, 
 
 def shared_files(project: Path) -> list[Path]:
     """The files of a project that are there with and without Celery."""
-    on_only = ("apps/tasks", "tests/tasks", "acme/celery.py", "acme/tasks.py", "flowerconfig.py")
+    on_only = ("apps/tasks", "apps/web/clock.py", "tests/tasks", "acme/celery.py", "acme/tasks.py", "flowerconfig.py")
     return [
         project / path
         for path in sorted(template.tree(project))
