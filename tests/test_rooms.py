@@ -2,12 +2,14 @@
 
 import ast
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import template
+from tests.processes import installed, run
 
 # A module imports from its own room and from those before it; `models` is beneath them all.
 ROOMS = ("models", "broker", "sending", "worker", "beat", "console")
@@ -131,3 +133,20 @@ def test_the_picture_shows_the_rooms_as_they_are(files):
     from docs import rooms
 
     assert rooms.PICTURE.read_text() == rooms.picture(files), "run `uv run python -m docs.rooms`"
+
+
+@pytest.mark.run
+def test_a_project_runs_without_the_panel_that_the_readme_says_may_be_deleted(template_repo, tmp_path):
+    project, programs = installed(template_repo, tmp_path, "3.13", use_flower=False)
+    console = project / "apps/tasks/console"
+    for name in ("forms.py", "urls.py", "views.py"):
+        (console / name).unlink()
+    shutil.rmtree(console / "templates/tasks")
+    (project / "tests/tasks/test_panel.py").unlink()
+    config = (console / "apps.py").read_text()
+    config = config.partition("    def home_panel_context")[0].replace('    home_panel = "tasks/panel.html"\n', "")
+    (console / "apps.py").write_text(config)
+    urls = (project / "acme/urls.py").read_text()
+    (project / "acme/urls.py").write_text(re.sub(r".*apps\.tasks\.console\.urls.*\n", "", urls))
+    tests = ("tests/web/test_home.py", "tests/tasks/test_health.py")
+    assert " passed" in run(project, programs / "python", "-m", "pytest", "-q", *tests)
