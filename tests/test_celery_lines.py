@@ -70,6 +70,7 @@ def test_the_readme_says_for_each_line_what_is_lost_without_it():
     assert [name for name, *_ in rows] == [name.removeprefix("apps.tasks.") for name in names]
 
 
+@pytest.mark.lengthy
 @pytest.mark.run
 def test_without_any_line_a_worker_runs_its_tasks(template_repo, tmp_path):
     project, programs = installed(template_repo, tmp_path, "3.13", use_flower=False)
