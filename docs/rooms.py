@@ -1,12 +1,16 @@
 """Draws docs/images/rooms.svg, how the rooms of `apps/tasks` import each other: `uv run python -m docs.rooms`."""
 
+import ast
 from collections import Counter
+from collections.abc import Iterator
 from html import escape
+from pathlib import Path
 
 from tests import template
 from tests.template import ROOT
-from tests.test_rooms import ROOMS, imports, modules, room
 
+# A module imports from its own room and from those before it; `models` is beneath them all.
+ROOMS = ("models", "broker", "sending", "worker", "beat", "console")
 PICTURE = ROOT / "docs/images/rooms.svg"
 WIDTH, MARGIN, HEAD, LINE, GAP = 760, 20, 30, 20, 26
 CARD, PER_LINE = 480, 54
@@ -21,9 +25,46 @@ STYLE = """
 """
 
 
+def files_of(renderer: template.Renderer) -> dict[str, str]:
+    """Return the files of `apps/tasks` in a project with every feature, by their path in there."""
+    project = renderer.project(template.DEFAULTS | template.EVERYTHING)
+    folder = "apps/tasks/"
+    return {path.removeprefix(folder): text.decode() for path, text in project.items() if path.startswith(folder)}
+
+
+def imports(path: str, text: str) -> Iterator[tuple[str, bool]]:
+    """Yield each module of `apps.tasks` that a module imports, from there on, and whether a function does so."""
+    tree = ast.parse(text)
+    top = set(map(id, tree.body))
+    package = ["apps", "tasks", *Path(path).parent.parts]
+    for node in ast.walk(tree):
+        match node:
+            case ast.ImportFrom(module=module, level=level, names=names):
+                base = package[: len(package) - level + 1] if level else []
+                whole = ".".join([*base, *([module] if module else [])])
+                found = [whole] if module else [f"{whole}.{each.name}" for each in names]
+            case ast.Import(names=names):
+                found = [each.name for each in names]
+            case _:
+                continue
+        for name in found:
+            if name.startswith("apps.tasks."):
+                yield name.removeprefix("apps.tasks."), id(node) not in top
+
+
+def room(path: str) -> str:
+    """Return the room of a module, or the name of a module that is in none."""
+    return path.partition("/")[0].removesuffix(".py")
+
+
+def modules(files: dict[str, str]) -> dict[str, str]:
+    """Return the modules that are in a room, and `models`."""
+    return {path: text for path, text in files.items() if path.endswith(".py") and room(path) in ROOMS}
+
+
 def picture(files: dict[str, str]) -> str:
     """Return the text of the picture for the files of `apps/tasks` in a project, by their path in there."""
-    rooms = [name for name in reversed(ROOMS) if name != "models"] + ["models"]
+    rooms = ROOMS[::-1]
     counts = Counter(
         (room(path), name.partition(".")[0])
         for path, text in modules(files).items()
@@ -77,14 +118,7 @@ def wrapped(names: list[str]) -> list[str]:
 
 def main() -> None:
     """Draw the rooms of a project with every feature."""
-    PICTURE.write_text(picture(rooms_of_a_project()))
-
-
-def rooms_of_a_project() -> dict[str, str]:
-    """Return the files of `apps/tasks` in a project with every feature, by their path in there."""
-    project = template.Renderer().project(template.DEFAULTS | template.EVERYTHING)
-    folder = "apps/tasks/"
-    return {path.removeprefix(folder): text.decode() for path, text in project.items() if path.startswith(folder)}
+    PICTURE.write_text(picture(files_of(template.Renderer())))
 
 
 if __name__ == "__main__":

@@ -3,16 +3,13 @@
 import ast
 import re
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from docs.rooms import PICTURE, ROOMS, files_of, imports, modules, picture, room
 from tests import template
 from tests.processes import installed, run
 
-# A module imports from its own room and from those before it; `models` is beneath them all.
-ROOMS = ("models", "broker", "sending", "worker", "beat", "console")
 TOP = {*(f"{name}.py" for name in ("__init__", "apps", "models")), "README.md", "migrations", *ROOMS[1:]}
 LONGEST = 250
 # Celery asks for the class of its tasks, and Django for the configuration of an app, before there are models.
@@ -22,37 +19,7 @@ EARLY = {"apps.py", "console/apps.py", "sending/running.py", "sending/task.py"}
 @pytest.fixture(scope="module")
 def files(renderer: template.Renderer) -> dict[str, str]:
     """The modules of `apps/tasks` in a project with every feature, by their path in there."""
-    project = renderer.project(template.DEFAULTS | template.EVERYTHING)
-    folder = "apps/tasks/"
-    return {path.removeprefix(folder): text.decode() for path, text in project.items() if path.startswith(folder)}
-
-
-def imports(path: str, text: str) -> Iterator[tuple[str, bool]]:
-    """Yield each module of `apps.tasks` that a module imports, from there on, and whether a function does so."""
-    tree = ast.parse(text)
-    top = set(map(id, tree.body))
-    package = ["apps", "tasks", *Path(path).parent.parts]
-    for node in ast.walk(tree):
-        match node:
-            case ast.ImportFrom(module=module, level=level, names=names):
-                base = package[: len(package) - level + 1] if level else []
-                whole = ".".join([*base, *([module] if module else [])])
-                found = [whole] if module else [f"{whole}.{each.name}" for each in names]
-            case ast.Import(names=names):
-                found = [each.name for each in names]
-            case _:
-                continue
-        for name in found:
-            if name.startswith("apps.tasks."):
-                yield name.removeprefix("apps.tasks."), id(node) not in top
-
-
-def room(path: str) -> str:
-    return path.partition("/")[0].removesuffix(".py")
-
-
-def modules(files: dict[str, str]) -> dict[str, str]:
-    return {path: text for path, text in files.items() if path.endswith(".py") and room(path) in ROOMS}
+    return files_of(renderer)
 
 
 def test_the_top_level_has_ten_entries_at_most(files):
@@ -130,9 +97,7 @@ def test_an_import_is_seen_however_it_is_written(path, text, found):
 
 
 def test_the_picture_shows_the_rooms_as_they_are(files):
-    from docs import rooms
-
-    assert rooms.PICTURE.read_text() == rooms.picture(files), "run `uv run python -m docs.rooms`"
+    assert PICTURE.read_text() == picture(files), "run `uv run python -m docs.rooms`"
 
 
 @pytest.mark.run
