@@ -82,8 +82,10 @@ class ProjectAMQP(AMQP):
         if queue is None or queue.name in self._reached_after_delay:
             return
         connection = producer.connection
-        kind = self.app.conf.broker_native_delayed_delivery_queue_type
-        declare_native_delayed_delivery_exchanges_and_queues(connection, kind)
+        # The levels of the delay are the same for all queues.
+        if not self._reached_after_delay:
+            kind = self.app.conf.broker_native_delayed_delivery_queue_type
+            declare_native_delayed_delivery_exchanges_and_queues(connection, kind)
         queue(producer.channel).declare()
         bind_queue_to_native_delayed_delivery_exchange(connection, queue)
         self._reached_after_delay.add(queue.name)
