@@ -94,12 +94,15 @@ def worker(project: Path, folder: Path, url: str, pool: str, queues: str) -> Ite
         yield program
 
 
+def size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
 def test_a_countdown_waits_for_a_worker_that_has_never_run(project, tmp_path, broker):
-    left = tmp_path / "left"
     command = (project / ".venv/bin/python", "-c", SEND_LATER, str(tmp_path))
     run(project, *command, CELERY_BROKER_URL=broker, DEBUG="1")
     with worker(project, tmp_path, broker, "threads", "celery,reports,emials") as program:
-        assert wait_until(lambda: left.exists() and left.stat().st_size == 3), program.text
+        assert wait_until(lambda: size(tmp_path / "left") == 3), program.text
 
 
 def test_a_queue_that_no_worker_takes_from_is_named_until_one_does(project, tmp_path, broker):
@@ -107,12 +110,9 @@ def test_a_queue_that_no_worker_takes_from_is_named_until_one_does(project, tmp_
         command = (project / ".venv/bin/python", "-c", script, *arguments)
         return run(project, *command, CELERY_BROKER_URL=broker, DEBUG="1")
 
-    def size(name: str) -> int:
-        return (tmp_path / name).stat().st_size if (tmp_path / name).exists() else 0
-
     with worker(project, tmp_path, broker, "prefork", "celery") as busy:
         assert "A task goes to the queue emials, which" in python(SEND, str(tmp_path))
-        assert wait_until(lambda: size("held") == PLACES), busy.text
+        assert wait_until(lambda: size(tmp_path / "held") == PLACES), busy.text
         named = "no worker takes from emials (2 waiting), reports (1 waiting)"
         assert named in python(ASK_HEALTH)
         beat = (project / ".venv/bin/python", "-c", BEAT)
@@ -122,7 +122,7 @@ def test_a_queue_that_no_worker_takes_from_is_named_until_one_does(project, tmp_
             program.says(r"No worker takes from the queue reports \(1 waiting\)\. Start a worker .* -Q reports")
             with worker(project, tmp_path, broker, "threads", "emials,reports") as late:
                 program.says("The queue emials is empty, or a worker takes from it")
-                assert wait_until(lambda: size("left") == 3), late.text
+                assert wait_until(lambda: size(tmp_path / "left") == 3), late.text
                 assert wait_until(lambda: "\nok\n" in "\n" + python(ASK_HEALTH))
         assert program.text.count("No worker takes from") == 2, program.text
         (tmp_path / "free").touch()

@@ -9,6 +9,7 @@ import copier
 import pytest
 
 from tests import template
+from tests.processes import needed, run
 
 # The last commit with all modules of `apps/tasks` in one folder.
 BEFORE = "86f8707"
@@ -59,7 +60,8 @@ def updated(template_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def shell(folder: Path, command: str) -> str:
-    return subprocess.run(["bash", "-c", command], cwd=folder, text=True, capture_output=True).stdout
+    """Run a command of the how-to in a folder; return what it printed, and fail if it fails."""
+    return run(folder, needed("bash"), "-c", command)
 
 
 def commands() -> list[str]:
