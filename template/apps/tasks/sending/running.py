@@ -27,12 +27,12 @@ class RunningTask(DjangoTask):
         if request.called_directly or request.get("is_running") is not None:
             self.push_request(args=args, kwargs=kwargs)
             try:
-                return self._run(args, kwargs)
+                return self.run_function(args, kwargs)
             finally:
                 self.pop_request()
         request.is_running, request.replacements = True, []
         try:
-            result = self._run(args, kwargs)
+            result = self.run_function(args, kwargs)
         except Ignore:
             self._send_replacements(request.replacements)
             raise
@@ -41,7 +41,7 @@ class RunningTask(DjangoTask):
         self._send_replacements(request.replacements)
         return result
 
-    def _run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def run_function(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Run the function. If it exits or runs out of memory, the task has failed. Celery would end the worker."""
         try:
             return self.run(*args, **kwargs)

@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
+from celery.app.task import Context
 from celery.exceptions import (
     Ignore,
     InvalidTaskError,
@@ -75,11 +76,14 @@ class RecordingRequest(Request):
         """Call `finish`. If the task has ended, do so only after everything has been recorded."""
         outgoing = self._request_dict.get("outgoing")
         is_kept = self.task.keep_failed and not isinstance(error, self.task.throws)
-        if not self._is_end(error) or not (is_kept or outgoing):
+        record_end = getattr(self.task, "record_end", None)
+        if not self._is_end(error) or not (is_kept or outgoing or record_end):
             finish()
             return
 
         def write() -> None:
+            if record_end:
+                record_end(Context(self._request_dict), error, traceback)
             if is_kept and not self.has_row:
                 write_row(self._message, error, traceback, self._hostname)
                 self.has_row = True

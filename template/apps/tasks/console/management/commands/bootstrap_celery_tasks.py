@@ -13,6 +13,8 @@ Which wins, the settings or the admin:
 - An entry with a new name is a new entry, and the old one is stale. The task that a stale entry created is reported and
   keeps running, and `--remove-stale` deletes it. A task that it had adopted is released instead of deleted: it stays
   unchanged, keeps running, and counts as made in the admin again.
+
+Each release calls this command, so it also sends the tasks that were enqueued to run later while Celery was off.
 """
 
 from argparse import ArgumentParser
@@ -22,6 +24,7 @@ from typing import Any
 from django.core.management import BaseCommand
 
 from apps.tasks.beat.schedule import Step, bootstrap
+from apps.tasks.sending.backend import send_stored
 
 
 class Command(BaseCommand):
@@ -43,6 +46,9 @@ class Command(BaseCommand):
         steps = bootstrap(remove_stale=remove_stale, dry_run=dry_run)
         if verbosity:
             self.stdout.write("\n".join([*_table(steps), _summary(steps, dry_run)]))
+        sent = 0 if dry_run else send_stored()
+        if sent and verbosity:
+            self.stdout.write(f"Sent to the workers: {sent}, enqueued while Celery was off.")
 
 
 def _table(steps: list[Step]) -> list[str]:

@@ -1,0 +1,163 @@
+"""The rows of enqueued tasks: written by whoever enqueues and runs them, and read by `get_result`."""
+
+import logging
+from datetime import timedelta
+from time import monotonic
+from traceback import format_exception
+from typing import Any
+
+from django.conf import settings
+from django.db import DatabaseError
+from django.utils import timezone
+from django.utils.module_loading import import_string
+
+from .framework import Task, TaskError, TaskResult, TaskResultDoesNotExist, TaskResultStatus
+from .options import options_of
+
+logger = logging.getLogger(__name__)
+
+# How often a process deletes the rows that are too old.
+PRUNE_SECONDS = 3600.0
+_prune_again = 0.0
+
+
+def new_result(task: Task, task_id: str, args: Any, kwargs: Any) -> TaskResult:
+    """Return the result of a task that is about to be enqueued. Raises TypeError if an argument is not JSON."""
+    return TaskResult(
+        task=task,
+        id=task_id,
+        status=TaskResultStatus.READY,
+        enqueued_at=timezone.now(),
+        started_at=None,
+        last_attempted_at=None,
+        finished_at=None,
+        args=args,
+        kwargs=kwargs,
+        backend=task.backend,
+        errors=[],
+        worker_ids=[],
+    )
+
+
+def is_kept(result: TaskResult) -> bool:
+    """Return whether the task has a row."""
+    return options_of(result.task).keep_result
+
+
+def add(result: TaskResult, *, waits_here: bool = False) -> None:
+    """Write the row of a task, in the transaction of the caller if there is one.
+
+    With `waits_here`, nothing else knows of the task until it is due.
+    """
+    from .models import EnqueuedTask
+
+    task = result.task
+    EnqueuedTask.objects.create(
+        id=result.id,
+        path=task.module_path,
+        backend=result.backend,
+        queue_name=task.queue_name,
+        priority=task.priority,
+        run_after=task.run_after,
+        args=result.args,
+        kwargs=result.kwargs,
+        status=result.status,
+        enqueued_at=result.enqueued_at,
+        waits_here=waits_here,
+    )
+    _prune_if_time()
+
+
+def claim(task_id: str) -> bool:
+    """Mark the row of a task as running. Return False if it is not ready, because another process was faster."""
+    from .models import EnqueuedTask
+
+    ready = EnqueuedTask.objects.filter(pk=task_id, status=TaskResultStatus.READY)
+    return ready.update(status=TaskResultStatus.RUNNING, waits_here=False) > 0
+
+
+def withdraw(task_id: str) -> bool:
+    """Delete the row of a task that was only written because the task had to wait. Return whether it was there."""
+    from .models import EnqueuedTask
+
+    return EnqueuedTask.objects.filter(pk=task_id, status=TaskResultStatus.READY).delete()[0] > 0
+
+
+def load(task_id: str) -> TaskResult:
+    """Return the result of the task with this id. Raises TaskResultDoesNotExist if it has no row."""
+    from .models import EnqueuedTask
+
+    row = EnqueuedTask.objects.filter(pk=task_id).first()
+    if row is None:
+        raise TaskResultDoesNotExist(task_id)
+    return result_of(row)
+
+
+def result_of(row: Any) -> TaskResult:
+    """Return the result that a row records. Raises ImportError if the code no longer has the task."""
+    task = import_string(row.path).using(
+        priority=row.priority, queue_name=row.queue_name, run_after=row.run_after, backend=row.backend
+    )
+    result = TaskResult(
+        task=task,
+        id=row.pk,
+        status=TaskResultStatus(row.status),
+        enqueued_at=row.enqueued_at,
+        started_at=row.started_at,
+        last_attempted_at=row.last_attempted_at,
+        finished_at=row.finished_at,
+        args=row.args,
+        kwargs=row.kwargs,
+        backend=row.backend,
+        errors=[TaskError(**error) for error in row.errors],
+        worker_ids=row.worker_ids,
+    )
+    object.__setattr__(result, "_return_value", row.return_value)
+    return result
+
+
+def change(result: TaskResult, **values: Any) -> None:
+    """Change a result and its row. Nothing is raised: the outcome of the task does not depend on its record."""
+    from .models import EnqueuedTask
+
+    columns = dict(values)
+    if "errors" in values:
+        columns["errors"] = [
+            {"exception_class_path": error.exception_class_path, "traceback": error.traceback}
+            for error in values["errors"]
+        ]
+    if "_return_value" in values:
+        columns["return_value"] = columns.pop("_return_value")
+    for name, value in values.items():
+        # Results are frozen for those who read them. Django's own backends change them in the same way.
+        object.__setattr__(result, name, value)
+    if is_kept(result):
+        try:
+            EnqueuedTask.objects.filter(pk=result.id).update(**columns)
+        except DatabaseError as error:
+            logger.error("%s[%s] is not recorded as %s: %s", result.task.module_path, result.id, result.status, error)
+
+
+def error_of(error: BaseException, traceback: str = "") -> TaskError:
+    """Return what is recorded of an exception, with its traceback unless that is given as text."""
+    kind = type(error)
+    text = traceback or "".join(format_exception(error))
+    # PostgreSQL does not accept this character.
+    return TaskError(
+        exception_class_path=f"{kind.__module__}.{kind.__qualname__}", traceback=text.replace("\x00", "\\x00")
+    )
+
+
+def _prune_if_time() -> None:
+    global _prune_again
+    if monotonic() >= _prune_again:
+        _prune_again = monotonic() + PRUNE_SECONDS
+        prune()
+
+
+def prune() -> int:
+    """Delete the rows of the tasks that finished too long ago. Return how many there were."""
+    from .models import EnqueuedTask
+
+    oldest = timezone.now() - timedelta(days=settings.BACKGROUND_TASKS_KEPT_DAYS)
+    return EnqueuedTask.objects.filter(finished_at__lt=oldest).delete()[0]

@@ -1,0 +1,182 @@
+"""The backend of Django's task framework that has workers run the tasks.
+
+Each task is registered under its dotted path and is sent as a ProjectTask, so what is promised of those applies: it is
+sent on commit, waits in the outbox while the broker is down, and leaves a row if it fails for good.
+"""
+
+from contextlib import suppress
+from functools import wraps
+from typing import Any
+
+from celery import shared_task
+from celery.app.task import Context
+from celery.exceptions import Ignore, Retry, TaskRevokedError, TimeLimitExceeded, WorkerLostError
+from celery.signals import task_revoked
+from django.db import connection, transaction
+from django.utils.asyncio import async_unsafe
+from kombu.utils.uuid import uuid
+
+from apps.background import execution, records
+from apps.background.framework import (
+    Task,
+    TaskResult,
+    TaskResultDoesNotExist,
+    TaskResultStatus,
+    task_enqueued,
+)
+from apps.background.immediate import IN_A_COROUTINE, AfterCommitBackend
+from apps.background.options import options_of
+from apps.tasks.broker.priorities import broker_priority
+from apps.web import clock
+
+from .task import RetryingTask
+
+# The part of a task's time limit after which it may clean up.
+SOFT_PART = 0.9
+DEFAULT_QUEUE = "default"
+
+# By dotted path. A backend lives in one thread, so it cannot hold them.
+_registered: dict[str, "BackgroundTask"] = {}
+
+
+class WorkerBackend(AfterCommitBackend):
+    """Sends tasks to the broker. A name of a queue other than "default" is the name of a queue of Celery.
+
+    With `"OPTIONS": {"immediate": True}`, tasks run as they do without Celery, which suits tests.
+    """
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether tasks run in the process that enqueues them."""
+        return bool(self.options.get("immediate"))
+
+    def validate_task(self, task: Task) -> None:
+        """Register the task with Celery, after Django's own checks. Raises InvalidTask if Django refuses it."""
+        super().validate_task(task)
+        register(task)
+
+    @async_unsafe(IN_A_COROUTINE)
+    def enqueue(self, task: Task, args: Any, kwargs: Any) -> TaskResult:
+        """Send the task: inside a transaction, once that is committed, else at once.
+
+        While the broker is down, the task is stored and sent later. Nothing is raised then. Raises TypeError if an
+        argument cannot be expressed as JSON.
+        """
+        if self.runs_here:
+            return super().enqueue(task, args, kwargs)
+        self.validate_task(task)
+        result = records.new_result(task, uuid(), args, kwargs)
+        if records.is_kept(result):
+            records.add(result)
+        send(result)
+        task_enqueued.send(type(self), task_result=result)
+        return result
+
+
+class BackgroundTask(RetryingTask):
+    """A task of Django's framework in a worker. What becomes of it is recorded in the row that `enqueue` wrote."""
+
+    ignore_result = True
+    # Django's framework does not compare arguments with the function, and the context is none of them.
+    typing = False
+    # What is run. Set for each task when it is registered.
+    django_task: Any = None
+
+    def run_function(self, args: Any, kwargs: Any) -> Any:
+        """Run the function, and record each step. Raises what the function raises, and Retry if it is tried again."""
+        request = self.request
+        result = request.enqueued_result = self._result_of(request, args, kwargs)
+        if result.status == TaskResultStatus.SUCCESSFUL:
+            raise Ignore("It has ended already, and its message was delivered again.")
+        execution.begin(WorkerBackend, result, request.hostname or "")
+        try:
+            value = super().run_function(args, kwargs)
+        except Retry as retry:
+            execution.postpone(result, retry.exc or retry)
+            raise
+        except Exception as error:
+            execution.fail(WorkerBackend, result, error)
+            raise
+        execution.succeed(WorkerBackend, result, value)
+        return value
+
+    def _result_of(self, request: Context, args: Any, kwargs: Any) -> TaskResult:
+        """Return the result as its row has it, or a new one for a task without a row, such as one that beat sent."""
+        if has_row(request):
+            # Without its row, which somebody has deleted, the task runs all the same.
+            with suppress(TaskResultDoesNotExist):
+                return records.load(request.id)
+        result = records.new_result(self.django_task, request.id, list(args), dict(kwargs))
+        result.worker_ids.extend([request.hostname or ""] * (request.retries or 0))
+        return result
+
+    def record_end(self, request: Context, error: BaseException, traceback: str = "") -> None:
+        """Record that the task has failed for good outside of its function: it was killed, revoked or never started."""
+        # This imports models, which are not loaded yet when tasks are declared.
+        from .deliveries import WorkerKiller
+
+        # Any other error was raised by the function, and the process that ran it has recorded it.
+        is_unseen = isinstance(error, (TaskRevokedError, TimeLimitExceeded, WorkerKiller, WorkerLostError))
+        if has_row(request) or is_unseen:
+            result = self._result_of(request, request.args or (), request.kwargs or {})
+            if not result.is_finished:
+                execution.fail(WorkerBackend, result, error, traceback)
+
+
+def has_row(request: Context) -> bool:
+    """Return whether `enqueue` has written a row for this task, and not only for the one that sent it."""
+    # An eager task finds its headers in one place, and a worker in another.
+    return request.id in (request.get("enqueued"), (request.headers or {}).get("enqueued"))
+
+
+def register(task: Task) -> BackgroundTask:
+    """Register the task with Celery under its dotted path, unless it is known. Return Celery's task."""
+    path = task.module_path
+    if path not in _registered:
+        wanted = options_of(task)
+        options: dict[str, Any] = {"durable": wanted.durable, "django_task": task}
+        if wanted.retry_for:
+            options |= {"autoretry_for": wanted.retry_for, "max_retries": wanted.max_retries}
+        if wanted.time_limit:
+            options |= {"time_limit": wanted.time_limit, "soft_time_limit": wanted.time_limit * SOFT_PART}
+
+        @wraps(task.func)
+        def run(celery_task: BackgroundTask, *args: Any, **kwargs: Any) -> Any:
+            return execution.call(celery_task.request.enqueued_result)
+
+        _registered[path] = shared_task(run, name=path, bind=True, base=BackgroundTask, **options)
+    return _registered[path]
+
+
+def send(result: TaskResult) -> None:
+    """Send an enqueued task, now or after the commit. While the broker is down, the outbox stores it."""
+    task = result.task
+    options: dict[str, Any] = {"priority": broker_priority(task.priority)}
+    if task.queue_name != DEFAULT_QUEUE:
+        options["queue"] = task.queue_name
+    if task.run_after:
+        options["eta"] = clock.aware(task.run_after)
+    if records.is_kept(result):
+        options["headers"] = {"enqueued": result.id}
+    register(task).apply_async(result.args, result.kwargs, task_id=result.id, after_commit=True, **options)
+
+
+def send_stored() -> int:
+    """Send the tasks that were enqueued to run later while there was no worker. Return how many there were."""
+    from apps.background.models import EnqueuedTask
+
+    sent = 0
+    for row in EnqueuedTask.objects.filter(waits_here=True, status=TaskResultStatus.READY):
+        with transaction.atomic():
+            if EnqueuedTask.objects.filter(pk=row.pk, waits_here=True).update(waits_here=False):
+                send(records.result_of(row))
+                sent += 1
+    return sent
+
+
+@task_revoked.connect
+def record_revoked(sender: Any, request: Context, **kwargs: Any) -> None:
+    """Record that a task was revoked. This runs in the worker's main process, which keeps no database connection."""
+    if isinstance(sender, BackgroundTask):
+        sender.record_end(request, TaskRevokedError("The task was revoked."))
+        connection.close()

@@ -1,0 +1,67 @@
+"""Tasks for the tests, declared as an app declares its own."""
+
+from apps.background import TaskContext, task
+from apps.users.models import User
+
+calls = []
+
+
+class Refused(Exception):
+    """What tasks raise here."""
+
+
+@task
+def add(x, y=1):
+    calls.append((x, y))
+    return x + y
+
+
+@task
+async def double(x):
+    return x * 2
+
+
+@task(takes_context=True)
+def attempt(context: TaskContext):
+    return [context.attempt, context.task_result.id]
+
+
+@task
+def fail():
+    raise Refused("It is \x00 refused.")
+
+
+@task
+def return_what_is_no_json():
+    return object()
+
+
+@task
+def exit_at_once():
+    raise SystemExit(3)
+
+
+@task(priority=50, queue_name="urgent")
+def hurry():
+    return "hurried"
+
+
+@task(keep_result=False)
+def leave_nothing(x):
+    calls.append(x)
+
+
+@task(takes_context=True, retry_for=(Refused,), max_retries=2)
+def succeed_at(context: TaskContext, wanted):
+    if context.attempt < wanted:
+        raise Refused(f"attempt {context.attempt}")
+    return context.attempt
+
+
+@task(durable=True)
+def remember(email):
+    User.objects.get_or_create(email=email)
+
+
+@task(time_limit=20)
+def be_quick(): ...

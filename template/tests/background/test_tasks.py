@@ -1,0 +1,300 @@
+"""A task that an app declares runs after the commit, and its result says what has become of it."""
+
+import asyncio
+import importlib
+import sys
+from datetime import timedelta
+from io import StringIO
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.core.exceptions import SynchronousOnlyOperation
+from django.core.management import CommandError, call_command
+from django.db import transaction
+from django.urls import reverse
+from django.utils import timezone
+
+from apps.background import InvalidTask, TaskResultDoesNotExist, TaskResultStatus, framework, records, task
+from apps.background.models import EnqueuedTask
+from apps.users.models import User
+
+from . import declared
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture(autouse=True)
+def calls():
+    declared.calls.clear()
+    return declared.calls
+
+
+@pytest.fixture
+def signals():
+    """The signals that were sent, as pairs of a name and the status at that moment."""
+    seen = []
+
+    def listen(name):
+        return lambda sender, task_result, **kwargs: seen.append((name, task_result.status))
+
+    listeners = {name: listen(name) for name in ("task_enqueued", "task_started", "task_finished")}
+    for name, listener in listeners.items():
+        getattr(framework, name).connect(listener)
+    yield seen
+    for name, listener in listeners.items():
+        getattr(framework, name).disconnect(listener)
+
+
+def run_due_tasks():
+    out = StringIO()
+    call_command("run_due_tasks", stdout=out)
+    return out.getvalue()
+
+
+def later(seconds=60):
+    return timezone.now() + timedelta(seconds=seconds)
+
+
+# Running --------------------------------------------------------------------
+
+
+def test_a_task_has_ended_when_enqueue_returns(calls):
+    result = declared.add.enqueue(2, y=3)
+    assert (result.status, result.return_value, result.attempts, calls) == ("SUCCESSFUL", 5, 1, [(2, 3)])
+    assert result.enqueued_at <= result.started_at <= result.finished_at
+    assert result.last_attempted_at == result.started_at and not result.errors
+
+
+def test_a_task_may_be_called_instead(calls):
+    assert declared.add.call(2) == 3
+    assert not EnqueuedTask.objects.exists()
+
+
+def test_an_async_function_is_a_task():
+    assert declared.double.enqueue(4).return_value == 8
+
+
+def test_a_coroutine_enqueues():
+    async def enqueue():
+        result = await declared.add.aenqueue(1)
+        return result, await declared.add.aget_result(result.id)
+
+    result, found = asyncio.run(enqueue())
+    assert (result.return_value, found.return_value) == (2, 2)
+
+
+def test_a_coroutine_that_would_block_is_told_what_to_write():
+    async def enqueue():
+        declared.add.enqueue(1)
+
+    with pytest.raises(SynchronousOnlyOperation, match=r"await task\.aenqueue"):
+        asyncio.run(enqueue())
+    assert not EnqueuedTask.objects.exists()
+
+
+def test_a_coroutine_in_a_transaction_enqueues_in_it(calls):
+    async def enqueue():
+        await declared.add.aenqueue(1)
+
+    with transaction.atomic():
+        async_to_sync(enqueue)()
+        assert not calls
+    assert calls == [(1, 1)]
+
+
+def test_the_context_tells_the_attempt_and_the_result():
+    result = declared.attempt.enqueue()
+    assert result.return_value == [1, result.id]
+
+
+def test_priority_and_queue_belong_to_the_task():
+    result = declared.hurry.enqueue()
+    assert (result.task.priority, result.task.queue_name, result.return_value) == (50, "urgent", "hurried")
+    assert declared.hurry.using(priority=-100).enqueue().task.priority == -100
+    with pytest.raises(InvalidTask):
+        declared.hurry.using(priority=101)
+
+
+def test_a_function_within_a_function_is_refused():
+    with pytest.raises(InvalidTask, match="module level"):
+
+        @task
+        def local(): ...
+
+
+def test_arguments_are_json():
+    assert declared.add.enqueue((1,), [2]).args == [[1], [2]]
+    with pytest.raises(TypeError):
+        declared.add.enqueue(object())
+    assert EnqueuedTask.objects.count() == 1
+
+
+# Transactions ---------------------------------------------------------------
+
+
+def test_a_task_runs_after_the_commit(calls):
+    with transaction.atomic():
+        result = declared.add.enqueue(1)
+        assert (result.status, calls) == ("READY", [])
+    assert (result.status, calls) == ("SUCCESSFUL", [(1, 1)])
+
+
+def test_a_rollback_enqueues_nothing(calls):
+    with pytest.raises(declared.Refused), transaction.atomic():
+        result = declared.add.enqueue(1)
+        raise declared.Refused
+    assert not calls and not EnqueuedTask.objects.exists()
+    with pytest.raises(TaskResultDoesNotExist):
+        declared.add.get_result(result.id)
+
+
+def test_a_task_that_fails_leaves_the_transaction_and_the_other_tasks_alone(calls):
+    with transaction.atomic():
+        User.objects.create(email="jane@example.com")
+        failed = declared.fail.enqueue()
+        declared.add.enqueue(1)
+    assert (failed.status, calls, User.objects.count()) == ("FAILED", [(1, 1)], 1)
+
+
+# Failing --------------------------------------------------------------------
+
+
+def test_a_failed_task_tells_its_error_and_raises_nothing(caplog):
+    result = declared.fail.enqueue()
+    [error] = declared.fail.get_result(result.id).errors
+    assert result.status == TaskResultStatus.FAILED and result.finished_at
+    assert error.exception_class is declared.Refused
+    assert "It is \\x00 refused." in error.traceback and "in fail" in error.traceback
+    assert "Refused" in caplog.text
+    with pytest.raises(ValueError, match="failed"):
+        _ = result.return_value
+
+
+@pytest.mark.parametrize(("name", "error"), [("return_what_is_no_json", TypeError), ("exit_at_once", SystemExit)])
+def test_whatever_ends_a_task_is_recorded(name, error):
+    result = getattr(declared, name).enqueue()
+    assert (result.status, [each.exception_class for each in result.errors]) == ("FAILED", [error])
+
+
+# Results --------------------------------------------------------------------
+
+
+def test_a_result_is_found_by_its_id():
+    result = declared.hurry.using(priority=7).enqueue()
+    found = declared.hurry.get_result(result.id)
+    for name in (
+        "status",
+        "return_value",
+        "enqueued_at",
+        "finished_at",
+        "worker_ids",
+        "errors",
+        "args",
+        "kwargs",
+        "task",
+    ):
+        assert getattr(found, name) == getattr(result, name), name
+
+
+def test_a_result_can_be_refreshed():
+    with transaction.atomic():
+        waiting = declared.add.enqueue(1)
+        shown = declared.add.get_result(waiting.id)
+        assert not shown.is_finished
+    shown.refresh()
+    assert shown.return_value == 2
+
+
+def test_no_result_is_found_for_another_id_or_task():
+    with pytest.raises(TaskResultDoesNotExist):
+        declared.add.get_result("unknown")
+    with pytest.raises(Exception, match="does not match"):
+        declared.add.get_result(declared.double.enqueue(1).id)
+
+
+def test_a_task_without_a_result_leaves_no_row(calls):
+    result = declared.leave_nothing.enqueue(1)
+    assert (result.status, calls) == ("SUCCESSFUL", [1]) and not EnqueuedTask.objects.exists()
+
+
+def test_old_results_are_deleted(settings, monkeypatch):
+    old, new = declared.add.enqueue(1), declared.add.enqueue(2)
+    days = timedelta(days=settings.BACKGROUND_TASKS_KEPT_DAYS + 1)
+    EnqueuedTask.objects.filter(pk=old.id).update(finished_at=timezone.now() - days)
+    monkeypatch.setattr(records, "_prune_again", 0.0)
+    last = declared.add.enqueue(3)
+    assert set(EnqueuedTask.objects.values_list("pk", flat=True)) == {new.id, last.id}
+
+
+def test_the_signals_of_django_are_sent(signals):
+    declared.add.enqueue(1)
+    declared.fail.enqueue()
+    started = [("task_enqueued", "READY"), ("task_started", "RUNNING")]
+    assert signals == [*started, ("task_finished", "SUCCESSFUL"), *started, ("task_finished", "FAILED")]
+
+
+def test_the_admin_shows_tasks_and_changes_none(admin_client):
+    shown = declared.add.enqueue(1)
+    assert "declared.add" in admin_client.get(reverse("admin:background_enqueuedtask_changelist")).content.decode()
+    change = reverse("admin:background_enqueuedtask_change", args=[shown.id])
+    assert (admin_client.get(change).status_code, admin_client.post(change, {}).status_code) == (200, 403)
+    assert admin_client.get(reverse("admin:background_enqueuedtask_add")).status_code == 403
+
+
+# Later ----------------------------------------------------------------------
+
+
+def test_a_deferred_task_runs_when_it_is_due(calls):
+    result = declared.add.using(run_after=later()).enqueue(1)
+    assert run_due_tasks() == "Succeeded: 0.\n" and not calls
+    EnqueuedTask.objects.update(run_after=later(-1))
+    assert run_due_tasks() == "Succeeded: 1.\n"
+    result.refresh()
+    assert (result.return_value, calls) == (2, [(1, 1)])
+    assert run_due_tasks() == "Succeeded: 0.\n"
+
+
+def test_a_deferred_task_without_a_result_leaves_no_row_when_it_has_run(calls):
+    declared.leave_nothing.using(run_after=later(0.01)).enqueue(1)
+    EnqueuedTask.objects.update(run_after=later(-1))
+    run_due_tasks()
+    assert calls == [1] and not EnqueuedTask.objects.exists()
+
+
+def test_a_due_task_that_fails_is_told(calls):
+    declared.fail.using(run_after=later()).enqueue()
+    declared.add.using(run_after=later()).enqueue(1)
+    EnqueuedTask.objects.update(run_after=later(-1))
+    with pytest.raises(CommandError, match=r"Succeeded: 1, failed: 1\."):
+        run_due_tasks()
+    assert calls == [(1, 1)]
+
+
+def test_a_due_task_that_the_code_no_longer_has_waits_and_stops_no_other(calls, caplog):
+    for _ in range(2):
+        declared.add.using(run_after=later()).enqueue(1)
+    EnqueuedTask.objects.update(run_after=later(-1))
+    EnqueuedTask.objects.filter(pk=EnqueuedTask.objects.first().pk).update(path="apps.gone.tasks.work")
+    assert run_due_tasks() == "Succeeded: 1.\n"
+    assert "apps.gone.tasks.work" in caplog.text
+
+
+def test_a_task_that_another_process_has_taken_is_not_run(calls, monkeypatch):
+    result = declared.add.using(run_after=later()).enqueue(1)
+    EnqueuedTask.objects.update(run_after=later(-1))
+    claim = records.claim
+    monkeypatch.setattr(records, "claim", lambda task_id: claim(task_id) and claim(task_id))
+    run_due_tasks()
+    assert not calls
+    assert EnqueuedTask.objects.get(pk=result.id).status == "RUNNING"
+
+
+def test_django_5_2_without_its_package_is_told_what_to_install(monkeypatch):
+    monkeypatch.setattr("django.VERSION", (5, 2, 0, "final", 0))
+    monkeypatch.setitem(sys.modules, "django_tasks", None)
+    try:
+        with pytest.raises(ModuleNotFoundError, match="Add django-tasks"):
+            importlib.reload(framework)
+    finally:
+        monkeypatch.undo()
+        importlib.reload(framework)

@@ -1,0 +1,232 @@
+"""Tasks of Django's framework are sent as Celery's are, and their rows say what has become of them."""
+
+from datetime import timedelta
+
+import pytest
+from billiard.exceptions import TimeLimitExceeded
+from celery import current_app
+from celery.app.task import Context
+from django.core.management import call_command
+from django.db import transaction
+from django.utils import timezone
+from kombu.exceptions import OperationalError
+
+from apps.background import Task, TaskResultStatus, records
+from apps.background.models import EnqueuedTask
+from apps.tasks.broker.priorities import broker_priority
+from apps.tasks.models import OutgoingTask
+from apps.tasks.sending.backend import WorkerBackend, record_revoked, register
+from apps.users.models import User
+from tests.background import declared
+
+pytestmark = pytest.mark.django_db(transaction=True)
+PATH = "tests.background.declared"
+WORKERS = {"BACKEND": "apps.tasks.sending.backend.WorkerBackend", "QUEUES": []}
+
+
+@pytest.fixture(autouse=True)
+def workers(settings):
+    """Have workers run the tasks."""
+    settings.TASKS = {"default": WORKERS}
+    declared.calls.clear()
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """Run the tasks here, as a worker would."""
+    monkeypatch.setitem(current_app.conf, "task_always_eager", True)
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """The messages that the broker got: a name, the arguments and the options of each."""
+    messages = []
+
+    def take(task, args=None, kwargs=None, **options):
+        messages.append((task.name, list(args), dict(kwargs), options))
+
+    monkeypatch.setattr("celery.Task.apply_async", take)
+    return messages
+
+
+def row(result):
+    return EnqueuedTask.objects.get(pk=result.id)
+
+
+# Sending --------------------------------------------------------------------
+
+
+def test_each_task_is_registered_under_its_dotted_path():
+    assert {name for name in current_app.tasks if name.startswith(PATH)} == {
+        f"{PATH}.{name}" for name, each in vars(declared).items() if isinstance(each, Task)
+    }
+
+
+def test_the_message_carries_the_name_the_arguments_and_the_id(sent):
+    result = declared.add.enqueue(2, y=3)
+    [(name, args, kwargs, options)] = sent
+    assert (name, args, kwargs, options["task_id"]) == (f"{PATH}.add", [2], {"y": 3}, result.id)
+    assert (result.status, row(result).status) == ("READY", "READY")
+
+
+def test_a_task_is_sent_on_commit_and_not_after_a_rollback(sent):
+    with transaction.atomic():
+        declared.add.enqueue(1)
+        assert not sent
+    with pytest.raises(declared.Refused), transaction.atomic():
+        declared.add.enqueue(2)
+        raise declared.Refused
+    assert [args for _, args, *_ in sent] == [[1]]
+    assert EnqueuedTask.objects.count() == 1
+
+
+def test_while_the_broker_is_down_a_task_waits_in_the_outbox(monkeypatch):
+    def refuse(*args, **options):
+        raise OperationalError("Connection refused")
+
+    monkeypatch.setattr("celery.Task.apply_async", refuse)
+    result = declared.add.enqueue(1)
+    waiting = OutgoingTask.objects.get()
+    assert (waiting.task_id, waiting.name, row(result).status) == (result.id, f"{PATH}.add", "READY")
+
+
+def test_the_queue_and_the_priority_are_those_of_the_task(sent):
+    declared.hurry.enqueue()
+    declared.add.enqueue(1)
+    declared.add.using(priority=-60).enqueue(1)
+    options = [(each[3].get("queue"), each[3]["priority"]) for each in sent]
+    assert options == [("urgent", 0), (None, 3), (None, 9)]
+
+
+@pytest.mark.parametrize(
+    ("url", "levels"),
+    [("redis://localhost", [0, 0, 3, 6, 6, 9, 9]), ("amqp://localhost", [5, 5, None, None, None, None, None])],
+)
+def test_a_larger_priority_comes_first_on_each_broker(monkeypatch, url, levels):
+    monkeypatch.setitem(current_app.conf, "broker_url", url)
+    assert [broker_priority(each) for each in (100, 1, 0, -1, -50, -51, -100)] == levels
+
+
+def test_a_deferred_task_is_due_at_its_time_however_far(sent):
+    soon, far = timezone.now() + timedelta(seconds=30), timezone.now() + timedelta(days=90)
+    declared.add.using(run_after=soon).enqueue(1)
+    assert sent[0][3]["eta"] == soon
+    declared.add.using(run_after=far).enqueue(2)
+    assert len(sent) == 1 and OutgoingTask.objects.get().reason == "its time is far"
+
+
+def test_what_a_task_asks_for_is_asked_of_celery(sent):
+    declared.remember.enqueue("jane@example.com")
+    assert OutgoingTask.objects.get().durable
+    quick, again = register(declared.be_quick), register(declared.succeed_at)
+    assert (quick.time_limit, quick.soft_time_limit) == (20, 18)
+    assert (again.max_retries, again.autoretry_for) == (2, (declared.Refused,))
+
+
+def test_what_waited_while_celery_was_off_is_sent_by_the_release(sent, settings):
+    settings.TASKS = {"default": WORKERS | {"OPTIONS": {"immediate": True}}}
+    due = timezone.now() + timedelta(seconds=60)
+    result = declared.add.using(run_after=due).enqueue(1)
+    settings.TASKS = {"default": WORKERS}
+    for _ in range(2):
+        call_command("bootstrap_celery_tasks", verbosity=0)
+    [(name, args, _, options)] = sent
+    assert (name, args, options["task_id"], options["eta"]) == (f"{PATH}.add", [1], result.id, due)
+
+
+def test_the_backend_supports_what_it_says():
+    assert all(getattr(WorkerBackend, f"supports_{what}") for what in ("async_task", "defer", "get_result", "priority"))
+
+
+# Running --------------------------------------------------------------------
+
+
+def test_a_worker_records_what_the_task_returns(eager):
+    result = declared.add.enqueue(2)
+    result.refresh()
+    assert (result.return_value, result.attempts, declared.calls) == (3, 1, [(2, 1)])
+    assert result.enqueued_at <= result.started_at <= result.finished_at
+
+
+def test_a_worker_runs_async_functions_and_gives_the_context(eager):
+    doubled, attempted = declared.double.enqueue(4), declared.attempt.enqueue()
+    assert declared.double.get_result(doubled.id).return_value == 8
+    assert declared.attempt.get_result(attempted.id).return_value == [1, attempted.id]
+
+
+def test_a_retried_task_counts_its_attempts_and_keeps_their_errors(eager):
+    result = declared.succeed_at.enqueue(3)
+    result.refresh()
+    assert (result.status, result.return_value, result.attempts) == ("SUCCESSFUL", 3, 3)
+    assert [error.exception_class for error in result.errors] == [declared.Refused] * 2
+
+
+def test_a_task_that_fails_for_good_keeps_the_error_of_each_attempt(eager):
+    result = declared.succeed_at.enqueue(9)
+    result.refresh()
+    assert (result.status, result.attempts, len(result.errors)) == ("FAILED", 3, 3)
+    assert "attempt 3" in result.errors[-1].traceback
+
+
+@pytest.mark.parametrize("name", ["return_what_is_no_json", "exit_at_once"])
+def test_whatever_ends_a_task_is_recorded(eager, name):
+    result = getattr(declared, name).enqueue()
+    result.refresh()
+    assert result.status == TaskResultStatus.FAILED and len(result.errors) == 1
+
+
+def test_without_a_row_the_attempts_are_counted_all_the_same(eager):
+    assert declared.leave_nothing.enqueue(1).status == "READY"
+    assert declared.calls == [1] and not EnqueuedTask.objects.exists()
+
+
+def test_a_second_message_of_a_task_that_has_succeeded_does_nothing(eager):
+    result = declared.add.enqueue(1)
+    register(declared.add).apply(args=[1], task_id=result.id, headers={"enqueued": result.id})
+    assert declared.calls == [(1, 1)] and row(result).status == "SUCCESSFUL"
+
+
+def test_a_task_that_beat_sends_runs_without_a_row():
+    assert register(declared.add).apply(args=[5]).result == 6
+    assert not EnqueuedTask.objects.exists()
+
+
+def test_a_task_whose_row_was_deleted_runs(eager, monkeypatch):
+    monkeypatch.setattr(records, "add", lambda result: None)
+    declared.add.enqueue(1)
+    assert declared.calls == [(1, 1)]
+
+
+def request_of(result):
+    return Context(id=result.id, args=result.args, kwargs=result.kwargs, headers=None, enqueued=result.id)
+
+
+def test_a_killed_task_is_recorded_as_failed_once(sent):
+    result = declared.add.enqueue(1)
+    for _ in range(2):
+        register(declared.add).record_end(request_of(result), TimeLimitExceeded(300), "killed")
+    result.refresh()
+    assert (result.status, [error.exception_class for error in result.errors]) == ("FAILED", [TimeLimitExceeded])
+
+
+def test_a_revoked_task_is_recorded_as_failed(sent):
+    result = declared.add.enqueue(1)
+    record_revoked(sender=register(declared.add), request=request_of(result))
+    assert row(result).status == "FAILED" and "TaskRevoked" in row(result).errors[0]["exception_class_path"]
+
+
+def test_the_database_may_be_away_when_a_task_ends(eager, monkeypatch, caplog):
+    change = records.change
+
+    def fail_to_record(result, **values):
+        if values.get("status") == TaskResultStatus.SUCCESSFUL:
+            monkeypatch.setattr(EnqueuedTask._meta, "db_table", "gone")
+        try:
+            change(result, **values)
+        finally:
+            monkeypatch.setattr(EnqueuedTask._meta, "db_table", "background_enqueuedtask")
+
+    monkeypatch.setattr(records, "change", fail_to_record)
+    declared.remember.enqueue("jane@example.com")
+    assert User.objects.filter(email="jane@example.com").exists()
+    assert "is not recorded as SUCCESSFUL" in caplog.text
