@@ -150,7 +150,7 @@ def test_a_job_that_fails_is_retried(site, jane):
 
 def test_a_message_that_comes_again_does_nothing(site, jane):
     job = jane.start(total=3)
-    site.shell(f"from apps.jobs.tasks import run; run.delay({job!r}, 1)")
+    site.shell(f"from apps.jobs.tasks import run; run.enqueue({job!r}, 1)")
     site.worker.says(f"Job {job}, attempt 1: nothing to do")
     assert jane.sees(job, "done")
     assert site.worker.text.count(f"Job {job}, attempt 1: nothing to do") == 1
@@ -176,7 +176,7 @@ def test_a_job_whose_worker_was_killed_is_closed_and_retried(site, jane):
     site.worker.says(f"Job {job}, attempt 1: nothing to do")
     # Silent for long, and short enough to be waited for.
     sqlite(site.project, "UPDATE jobs_job SET updated_at = '2026-01-01', total = 3 WHERE state = 'running'")
-    site.shell("from apps.jobs.tasks import close_stalled_jobs; close_stalled_jobs.delay()")
+    site.shell("from apps.jobs.tasks import close_stalled_jobs; close_stalled_jobs.enqueue()")
     assert jane.sees(job, "failed")
     jane.do("retry", job)
     assert jane.sees(job, "done")

@@ -64,7 +64,7 @@ ONE_AFTER_THE_OTHER = f"{JOIN}\nfor number in range(%s, %s): join(number)\n"
 WITHOUT_A_SIGNAL = f"""{JOIN}
 from apps.subscriptions.seats import sync_all
 Membership.objects.bulk_create([Membership(team_id=1, user=User.objects.create(email="bulk@example.com"))])
-sync_all()
+sync_all.call()
 """
 SECOND_TEAM = """
 from apps.teams.models import create_team

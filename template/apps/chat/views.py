@@ -14,8 +14,6 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 from django_htmx.http import HttpResponseClientRedirect, reswap, retarget
 
-from apps.tasks.sending import send
-
 from . import ai, live, replies
 from .forms import AskForm, NameForm
 from .models import Chat, Message
@@ -57,8 +55,7 @@ def start_chat(request: HttpRequest, text: str) -> Chat:
     _, reply = replies.ask(chat, text)
     live.begin(reply)
     if not chat.name:
-        by_hand = Chat.objects.filter(pk=chat.pk, name="")
-        send(name_chat, str(chat.pk), on_failure=lambda: by_hand.update(name=ai.first_words(text)))
+        name_chat.enqueue(str(chat.pk))
     return chat
 
 

@@ -22,7 +22,6 @@ LONGEST_WAIT = timedelta(hours=6)
 
 FAILURE_MESSAGE = "It failed. The log of the worker says why."
 STALLED_MESSAGE = "It was given up: nothing was heard of it for too long."
-UNSENT_MESSAGE = "It was not started: the message broker does not answer. Try again in a moment."
 
 
 class State(models.TextChoices):

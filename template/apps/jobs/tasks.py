@@ -3,7 +3,7 @@
 import logging
 import time
 
-from celery import shared_task
+from apps.background import task
 
 from .models import FAILURE_MESSAGE, Job
 
@@ -16,7 +16,8 @@ class FailedOnPurpose(Exception):
     """Raised by a job that was started to fail."""
 
 
-@shared_task
+# The row of the job says what has become of it, so neither task needs a record of its own.
+@task(keep_result=False)
 def run(job_id: str, attempt: int) -> None:
     """Do the job, unless it was cancelled or is already done, because the same message may arrive twice."""
     job = Job.objects.filter(pk=job_id, attempt=attempt).first()
@@ -42,7 +43,7 @@ def work(job: Job) -> None:
     job.finish()
 
 
-@shared_task
+@task(keep_result=False)
 def close_stalled_jobs() -> None:
     """Close the jobs of dead workers and those that the queue has lost, so that people can retry them."""
     if count := Job.objects.stalled().give_up():

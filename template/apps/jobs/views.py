@@ -8,10 +8,8 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 from django_htmx.http import retarget, trigger_client_event
 
-from apps.tasks.sending import send
-
 from .forms import StartForm
-from .models import UNSENT_MESSAGE, Job
+from .models import Job
 from .tasks import run
 
 SHOWN = 30
@@ -23,7 +21,7 @@ def jobs(request: HttpRequest) -> HttpResponse:
     """Show my latest jobs, or start one."""
     form = StartForm(request.POST if request.method == "POST" else None, instance=Job(owner=request.user))
     if form.is_valid():
-        _send(form.save())
+        _enqueue(form.save())
         return redirect("jobs:list")
     mine = list(Job.objects.filter(owner=request.user)[:SHOWN])
     context = {"form": form, "jobs": mine, "any_active": any(job.is_active for job in mine)}
@@ -63,14 +61,14 @@ def retry(request: HttpRequest, job_id: UUID) -> HttpResponse:
     """Run a failed job again."""
     job = _own_job(request, job_id)
     if job.retry():
-        _send(job)
+        _enqueue(job)
     if not request.htmx:
         return redirect("jobs:list")
     return render(request, "jobs/row.html", {"job": _own_job(request, job_id)})
 
 
-def _send(job: Job) -> None:
-    send(run, str(job.pk), job.attempt, on_failure=lambda: job.fail(UNSENT_MESSAGE))
+def _enqueue(job: Job) -> None:
+    run.enqueue(str(job.pk), job.attempt)
 
 
 def _own_job(request: HttpRequest, job_id: UUID) -> Job:

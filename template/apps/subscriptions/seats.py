@@ -10,13 +10,13 @@ Only prices of plans are counted. Any other price was agreed on in Stripe, maybe
 
 import logging
 
-from celery import shared_task
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Count, F, QuerySet
 from django.db.models.signals import post_delete, post_save
 
-from apps.tasks.sending import RetryingTask, send
+from apps.background import task
+from apps.tasks.sending import send
 from apps.teams.models import Membership
 
 from .billing import TRANSIENT_ERRORS, client, doubtful, is_configured
@@ -60,18 +60,18 @@ def out_of_step() -> QuerySet[Subscription]:
     return active.select_related("team").annotate(seats=seats).exclude(quantity=F("seats"))
 
 
-@shared_task(base=RetryingTask, autoretry_for=TRANSIENT_ERRORS)
+@task(retry_for=TRANSIENT_ERRORS, keep_result=False)
 def sync_team(team_id: int) -> None:
     """Bring one subscription into step. Idempotent."""
     if is_configured():
         sync(team_id)
 
 
-@shared_task
+@task(keep_result=False)
 def sync_all() -> None:
     """Send a task for each subscription that is out of step or in doubt, so that a failure does not stop the others."""
     for subscription in out_of_step():
-        send(sync_team, subscription.team_id)
+        sync_team.enqueue(subscription.team_id)
     for subscription in doubtful() if is_configured() else ():
         send(refetch_subscription, subscription.stripe_id)
 
@@ -95,7 +95,7 @@ def _seat_deleted(instance: Membership, **kwargs: object) -> None:
 def _seats_changed(membership: Membership) -> None:
     def tell() -> None:
         if Subscription.objects.filter(team_id=membership.team_id).exists():
-            send(sync_team, membership.team_id)
+            sync_team.enqueue(membership.team_id)
 
     # Asked after the commit, because a process that does not see the seat yet may be storing the subscription.
     transaction.on_commit(tell)
@@ -104,4 +104,4 @@ def _seats_changed(membership: Membership) -> None:
 def _subscription_saved(instance: Subscription, raw: bool, **kwargs: object) -> None:
     # Somebody joined between checkout and payment, or typed another quantity at Stripe.
     if not raw and instance.is_active and instance.quantity != instance.team.seats:
-        send(sync_team, instance.team_id)
+        sync_team.enqueue(instance.team_id)

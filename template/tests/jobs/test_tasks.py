@@ -6,7 +6,6 @@ pytest.importorskip("celery")
 
 from datetime import timedelta
 
-from celery import current_app
 from django.conf import settings
 from django.utils import timezone
 
@@ -35,7 +34,7 @@ def work(each_second, job):
     """Return a function that delivers the message of the job's first attempt, as a worker receives it."""
 
     def deliver(attempt=1):
-        tasks.run(str(job.pk), attempt)
+        tasks.run.call(str(job.pk), attempt)
         job.refresh_from_db()
 
     return deliver
@@ -44,7 +43,7 @@ def work(each_second, job):
 def clean_up(job, **changes):
     """Run the clean-up after these changes to the job, and read what it has become."""
     Job.objects.filter(pk=job.pk).update(**changes)
-    tasks.close_stalled_jobs()
+    tasks.close_stalled_jobs.call()
     job.refresh_from_db()
 
 
@@ -64,7 +63,7 @@ def test_a_message_that_comes_twice_does_nothing(job, work, each_second):
 
 
 def test_a_message_that_comes_while_the_job_runs_does_nothing(job, work, each_second):
-    each_second.append(lambda: each_second.clear() or tasks.run(str(job.pk), 1))
+    each_second.append(lambda: each_second.clear() or tasks.run.call(str(job.pk), 1))
     work()
     assert (job.state, job.current) == (State.DONE, 4)
 
@@ -72,7 +71,7 @@ def test_a_message_that_comes_while_the_job_runs_does_nothing(job, work, each_se
 def test_a_job_that_is_gone_is_no_error(job, work):
     pk = str(job.pk)
     job.delete()
-    tasks.run(pk, 1)
+    tasks.run.call(pk, 1)
 
 
 def test_a_job_that_waits_is_cancelled_at_once(job, work, each_second):
@@ -140,7 +139,7 @@ def test_a_silent_job_is_closed_and_can_be_retried(job, state, silence):
 
 def test_a_job_that_moves_meanwhile_is_not_closed(job, django_assert_num_queries):
     with django_assert_num_queries(2) as queries:
-        tasks.close_stalled_jobs()
+        tasks.close_stalled_jobs.call()
     # Nothing is read first that could have changed when it is closed.
     assert all(query["sql"].startswith("UPDATE") for query in queries)
 
@@ -158,4 +157,4 @@ def test_a_job_at_its_end_is_left_alone(job, state):
 
 def test_the_clean_up_is_on_the_schedule():
     entry = settings.SCHEDULED_TASKS["close-stalled-jobs"]
-    assert entry["task"] == tasks.close_stalled_jobs.name in current_app.tasks
+    assert entry["task"] == tasks.close_stalled_jobs.module_path

@@ -11,6 +11,7 @@ from django.conf import settings as project_settings
 from django.core.management import CommandError, call_command
 from django.db import transaction
 
+from apps.background.immediate import AfterCommitBackend
 from apps.subscriptions import billing, seats
 from apps.subscriptions.models import Subscription
 from apps.subscriptions.units import units_of
@@ -26,6 +27,11 @@ def sent(monkeypatch):
     """The ids of the teams for which a task was sent, once the transaction is committed."""
     ids = []
     monkeypatch.setattr("celery.Task.apply_async", lambda task, args, kwargs, **options: ids.append(args[0]))
+
+    def enqueue(backend, task, args, kwargs):
+        transaction.on_commit(lambda: ids.append(args[0]))
+
+    monkeypatch.setattr(AfterCommitBackend, "enqueue", enqueue)
     return ids
 
 
@@ -58,7 +64,7 @@ def test_twenty_seats_are_one_call(subscribed, stripe, sent, django_capture_on_c
     with django_capture_on_commit_callbacks(execute=True), transaction.atomic():
         join(subscribed, 20)
     for team_id in sent:
-        seats.sync_team(team_id)
+        seats.sync_team.call(team_id)
     assert [call.form["quantity"] for call in stripe.calls] == ["21"]
     assert stripe.calls[0].form["proration_behavior"] == project_settings.STRIPE_PRORATION
     assert Subscription.objects.get().quantity == 21
@@ -144,7 +150,7 @@ def test_what_passes_by_itself_is_tried_again(subscribed, stripe, status):
 def test_no_key_no_call(subscribed, stripe, settings):
     join(subscribed)
     settings.STRIPE_SECRET_KEY = ""
-    seats.sync_team(subscribed.pk)
+    seats.sync_team.call(subscribed.pk)
     assert stripe.calls == []
 
 
@@ -152,14 +158,14 @@ def test_the_schedule_finds_what_sent_no_task(subscribed, sent, owner, django_ca
     create_team("Without a subscription", owner)
     Membership.objects.bulk_create([Membership(team=subscribed, user=User.objects.create(email="bulk@example.com"))])
     with django_capture_on_commit_callbacks(execute=True):
-        seats.sync_all()
+        seats.sync_all.call()
     assert sent == [subscribed.pk]
 
 
 def test_the_schedule_asks_for_what_was_not_heard_of(subscribed, sent, django_capture_on_commit_callbacks):
     Subscription.objects.update(status="incomplete")
     with django_capture_on_commit_callbacks(execute=True):
-        seats.sync_all()
+        seats.sync_all.call()
     assert sent == ["sub_1"]
 
 
