@@ -25,6 +25,9 @@ ABILITIES = """
     def press_ctrl_c():
         os.kill(os.getppid(), signal.SIGINT)
 
+    def close_window():
+        os.kill(os.getppid(), signal.SIGHUP)
+
     def when_asked_to_end(*actions):
         signal.signal(signal.SIGTERM, lambda *_: [action() for action in actions])
 """
@@ -102,6 +105,13 @@ def test_ctrl_c_lets_what_has_begun_finish_and_is_no_failure(supervise):
 def test_a_second_ctrl_c_waits_for_nothing(supervise):
     code, _ = supervise(python("deaf", "when_asked_to_end(press_ctrl_c); press_ctrl_c(); forever(); forever()"))
     assert code == 130
+
+
+@pytest.mark.parametrize(("handler", "then", "code"), [("SIG_DFL", "forever()", 0), ("SIG_IGN", "sys.exit(3)", 3)])
+def test_all_end_with_their_window_except_under_nohup(supervise, handler, then, code):
+    signal.signal(signal.SIGHUP, getattr(signal, handler))
+    returned, _ = supervise(python("task", f"close_window(); {then}"))
+    assert returned == code
 
 
 def test_what_does_not_end_in_its_time_is_killed(supervise):
