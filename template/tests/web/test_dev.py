@@ -4,6 +4,8 @@ import os
 import signal
 import socket
 import sys
+import threading
+from contextlib import suppress
 from textwrap import dedent
 
 import pytest
@@ -34,10 +36,17 @@ ABILITIES = """
 
 
 @pytest.fixture
-def supervise(capfd):
-    """`supervise(*processes)` runs them; returns the exit code and the lines that were printed, all of them."""
-    # The signals are those of the process that runs the tests: put back what happens to them.
+def signals():
+    """The signals are those of the process that runs the tests: put back what happens to them."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def supervise(capfd, signals):
+    """`supervise(*processes)` runs them; returns the exit code and the lines that were printed, all of them."""
 
     def supervise(*processes, colour=False):
         supervisor = Supervisor(processes, colour=colour)
@@ -47,9 +56,20 @@ def supervise(capfd):
             thread.join(timeout=60)
         return code, capfd.readouterr().out.splitlines()
 
-    yield supervise
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    return supervise
+
+
+@pytest.fixture
+def unread():
+    """A pipe without room for another byte, whose reader does not read: both of its ends."""
+    reading, writing = os.pipe()
+    with open(reading, "rb") as reader, open(writing, "w") as writer:
+        os.set_blocking(writing, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(writing, b"x")
+        os.set_blocking(writing, True)
+        yield reader, writer
 
 
 @pytest.fixture
@@ -112,6 +132,22 @@ def test_all_end_with_their_window_except_under_nohup(supervise, handler, then, 
     signal.signal(signal.SIGHUP, getattr(signal, handler))
     returned, _ = supervise(python("task", f"close_window(); {then}"))
     assert returned == code
+
+
+def test_all_end_even_if_nobody_reads_what_they_print(signals, unread, monkeypatch):
+    reader, writer = unread
+    monkeypatch.setattr(sys, "stdout", writer)
+    supervisor = Supervisor([python("task", "press_ctrl_c(); forever()")], colour=False)
+    # A test that fails must end, too.
+    patience = threading.Timer(60, reader.close)
+    patience.start()
+    code = supervisor.run()
+    patience.cancel()
+    assert code == 0
+    assert not reader.closed
+    reader.close()
+    for thread in supervisor.threads:
+        thread.join()
 
 
 def test_what_does_not_end_in_its_time_is_killed(supervise):
