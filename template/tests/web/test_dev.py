@@ -170,6 +170,12 @@ def test_a_stage_starts_when_the_one_before_is_ready_and_stops_before_it(supervi
     assert diary.read_text().splitlines() == ["base starts", "user starts", "user ends", "base ends"]
 
 
+def test_ctrl_c_ends_the_wait_for_a_stage_that_is_not_ready(supervise):
+    base = python("base", "press_ctrl_c(); forever()", stage=0, ready=lambda: False)
+    code, lines = supervise(base, python("user", "print('starts'); sys.exit(3)"))
+    assert code == 0 and "user | starts" not in lines
+
+
 def test_a_process_starts_again_when_its_code_changes(supervise, tmp_path):
     ran = tmp_path / "ran"
     code = f"print('run'); os.path.exists({str(ran)!r}) and press_ctrl_c(); open({str(ran)!r}, 'w'); forever()"
