@@ -17,8 +17,16 @@ import psutil
 
 from tests.browser import PATIENCE_SECONDS
 
-# Becomes the command, after it has made the terminal its own, so that Ctrl-C and the end of the window reach it.
-ON_TERMINAL = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY); os.execvp(sys.argv[1], sys.argv[1:])"
+# Becomes the command, after it has made the terminal its own, so that Ctrl-C and the end of the window reach it. A
+# process that ignores a signal passes this on to all that it starts, so tests under nohup, which ignores SIGHUP, or
+# behind the `&` of a script, which ignores SIGINT, would start commands that go on without their window.
+ON_TERMINAL = """
+import fcntl, os, signal, sys, termios
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    signal.signal(number, signal.SIG_DFL)
+fcntl.ioctl(0, termios.TIOCSCTTY)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
 
 
 class Terminal:

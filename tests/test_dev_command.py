@@ -272,6 +272,21 @@ def test_a_kill_leaves_only_what_waits_in_the_queue_and_sigterm_waits_for_the_ta
         assert task.read_text() == "done"
 
 
+@pytest.mark.parametrize(
+    ("end", "number"), [(Terminal.close_window, signal.SIGHUP), (Terminal.press_ctrl_c, signal.SIGINT)]
+)
+def test_a_terminal_ends_a_command_even_if_the_tests_ignore_the_signal(tmp_path, end, number):
+    """Otherwise a test of a closed window fails under nohup, whose children ignore SIGHUP."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with Terminal(tmp_path, ("sh", "-c", "echo begun; exec sleep 600"), environment()) as terminal:
+            terminal.shows("begun")
+            end(terminal)
+            assert terminal.exit_code() == -number
+    finally:
+        signal.signal(number, before)
+
+
 # Reload ---------------------------------------------------------------------
 
 
@@ -336,7 +351,7 @@ def test_a_broker_that_is_named_is_used_and_outlives_the_closed_window(acme):
             task = begun(acme, "window", **named)
             terminal.close_window()
             # The scheduler ends before the worker, which waits for its task.
-            assert wait_until(lambda: "beat" not in " ".join(running(acme).values()))
+            assert wait_until(lambda: "beat" not in " ".join(running(acme).values())), running(acme)
             assert task.read_text() == "begun"
             wake(task)
             assert terminal.exit_code() == 0

@@ -122,11 +122,12 @@ class Supervisor:
         self.in_background(self.copy_output, process.name, popen)
         return popen
 
-    def in_background(self, function: Callable[..., None], *arguments: object) -> None:
+    def in_background(self, function: Callable[..., None], *arguments: object) -> threading.Thread:
         """Call the function in a thread."""
         thread = threading.Thread(target=function, args=arguments, daemon=True)
         thread.start()
         self.threads.append(thread)
+        return thread
 
     def watch(self) -> int:
         """Wait for a signal, or for a process that exits by itself. Return the exit code."""
@@ -179,8 +180,9 @@ class Supervisor:
         for child in self.children:
             child.popen.kill()
             child.popen.wait()
+        deadline = time.monotonic() + 2
         for thread in self.threads:
-            thread.join(timeout=2)
+            thread.join(timeout=max(0, deadline - time.monotonic()))
 
     def notice_changes(self, child: Child, changes: Callable[[threading.Event], Iterable[object]]) -> None:
         """Mark a process for a restart at each change."""
@@ -197,8 +199,8 @@ class Supervisor:
             self.write(name, line)
 
     def say(self, sentence: str) -> None:
-        """Write a line of the supervisor itself."""
-        self.write("dev", f"{sentence}\n".encode())
+        """Write a line of the supervisor itself, but do not wait long for a reader, as `less` may be: signals count."""
+        self.in_background(self.write, "dev", f"{sentence}\n".encode()).join(timeout=1)
 
     def write(self, name: str, line: bytes) -> None:
         """Write a line as bytes, which no encoding of the terminal can refuse."""
@@ -206,11 +208,14 @@ class Supervisor:
         prefix = f"{name:{max(map(len, names))}} |"
         if self.colour and name in names:
             prefix = f"\033[{COLOURS[names.index(name) % len(COLOURS)]}m{prefix}\033[0m"
+        line = f"{prefix} ".encode() + line.rstrip(b"\r\n") + b"\n"
         with self.output:
             try:
                 sys.stdout.flush()
-                sys.stdout.buffer.write(f"{prefix} ".encode() + line.rstrip(b"\r\n") + b"\n")
-                sys.stdout.buffer.flush()
+                # Python cannot exit while a thread waits for a reader in the buffer, which may not be there.
+                unbuffered = getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)
+                while line:
+                    line = line[unbuffered.write(line) :]
             except OSError:
                 # The terminal is closed. The children must be able to write, or they would block while they exit.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

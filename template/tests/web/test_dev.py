@@ -4,6 +4,8 @@ import os
 import signal
 import socket
 import sys
+import threading
+from contextlib import suppress
 from textwrap import dedent
 
 import pytest
@@ -25,16 +27,26 @@ ABILITIES = """
     def press_ctrl_c():
         os.kill(os.getppid(), signal.SIGINT)
 
+    def close_window():
+        os.kill(os.getppid(), signal.SIGHUP)
+
     def when_asked_to_end(*actions):
         signal.signal(signal.SIGTERM, lambda *_: [action() for action in actions])
 """
 
 
 @pytest.fixture
-def supervise(capfd):
-    """`supervise(*processes)` runs them; returns the exit code and the lines that were printed, all of them."""
-    # The signals are those of the process that runs the tests: put back what happens to them.
+def signals():
+    """The signals are those of the process that runs the tests: put back what happens to them."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def supervise(capfd, signals):
+    """`supervise(*processes)` runs them; returns the exit code and the lines that were printed, all of them."""
 
     def supervise(*processes, colour=False):
         supervisor = Supervisor(processes, colour=colour)
@@ -44,9 +56,20 @@ def supervise(capfd):
             thread.join(timeout=60)
         return code, capfd.readouterr().out.splitlines()
 
-    yield supervise
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    return supervise
+
+
+@pytest.fixture
+def unread():
+    """A pipe without room for another byte, whose reader does not read: both of its ends."""
+    reading, writing = os.pipe()
+    with open(reading, "rb") as reader, open(writing, "w") as writer:
+        os.set_blocking(writing, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(writing, b"x")
+        os.set_blocking(writing, True)
+        yield reader, writer
 
 
 @pytest.fixture
@@ -104,6 +127,29 @@ def test_a_second_ctrl_c_waits_for_nothing(supervise):
     assert code == 130
 
 
+@pytest.mark.parametrize(("handler", "then", "code"), [("SIG_DFL", "forever()", 0), ("SIG_IGN", "sys.exit(3)", 3)])
+def test_all_end_with_their_window_except_under_nohup(supervise, handler, then, code):
+    signal.signal(signal.SIGHUP, getattr(signal, handler))
+    returned, _ = supervise(python("task", f"close_window(); {then}"))
+    assert returned == code
+
+
+def test_all_end_even_if_nobody_reads_what_they_print(signals, unread, monkeypatch):
+    reader, writer = unread
+    monkeypatch.setattr(sys, "stdout", writer)
+    supervisor = Supervisor([python("task", "press_ctrl_c(); forever()")], colour=False)
+    # A test that fails must end, too.
+    patience = threading.Timer(60, reader.close)
+    patience.start()
+    code = supervisor.run()
+    patience.cancel()
+    assert code == 0
+    assert not reader.closed
+    reader.close()
+    for thread in supervisor.threads:
+        thread.join()
+
+
 def test_what_does_not_end_in_its_time_is_killed(supervise):
     deaf = "when_asked_to_end(); press_ctrl_c(); forever(); print('ends')"
     code, lines = supervise(python("deaf", deaf, stop_seconds=0.2))
@@ -122,6 +168,12 @@ def test_a_stage_starts_when_the_one_before_is_ready_and_stops_before_it(supervi
     base = python("base", f"{life('base')}; open({str(ready)!r}, 'w'); forever()", stage=0, ready=ready.exists)
     supervise(python("user", f"{life('user')}; press_ctrl_c(); forever()"), base)
     assert diary.read_text().splitlines() == ["base starts", "user starts", "user ends", "base ends"]
+
+
+def test_ctrl_c_ends_the_wait_for_a_stage_that_is_not_ready(supervise):
+    base = python("base", "press_ctrl_c(); forever()", stage=0, ready=lambda: False)
+    code, lines = supervise(base, python("user", "print('starts'); sys.exit(3)"))
+    assert code == 0 and "user | starts" not in lines
 
 
 def test_a_process_starts_again_when_its_code_changes(supervise, tmp_path):
