@@ -1,6 +1,7 @@
 """Fixtures that the promises share."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,22 @@ from tests import template
 
 # Here, because the process that prints for several workers reads no file of a folder below.
 from tests.faults.table import pytest_terminal_summary as pytest_terminal_summary
+from tests.processes import Bytecode
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes long, so that no worker is left alone with it at the end."""
     items.sort(key=lambda item: item.get_closest_marker("lengthy") is None)
+
+
+template.remember_what_was_compiled()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def bytecode(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Let all processes of this run compile a module once."""
+    base = tmp_path_factory.getbasetemp()
+    Bytecode.store = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "bytecode"
 
 
 @pytest.fixture(scope="session")

@@ -89,7 +89,35 @@ def run(folder: Path, *command: str | Path, status: int = 0, seconds: float = 60
 def sync(project: Path, version: str, *options: str) -> Path:
     """Install the dependencies of a project into its .venv; return the folder of its programs."""
     run(project, needed("uv"), "sync", "--python", interpreter(version), *options)
+    if Bytecode.store:
+        # The environment that this process has made before has been used in the meantime.
+        if Bytecode.last:
+            link_bytecode(Bytecode.last, Bytecode.store)
+        Bytecode.last = project / ".venv/lib"
+        link_bytecode(Bytecode.store, Bytecode.last)
     return project / ".venv/bin"
+
+
+class Bytecode:
+    """Where the processes of a run of tests share what they have compiled, and where there may be more of it."""
+
+    store: Path | None = None
+    last: Path | None = None
+
+
+def link_bytecode(source: Path, target: Path) -> None:
+    """Give the compiled modules of one environment to another, because compiling Django and Celery takes seconds.
+
+    uv links the same files into all environments, and Python takes compiled code only for the file that it was compiled
+    from. So whatever does not fit is not used.
+    """
+    for folder, _, names in os.walk(source):
+        place = target / os.path.relpath(folder, source)
+        for name in names if folder.endswith("__pycache__") else ():
+            # It is there already, or the environment has been deleted.
+            with suppress(OSError):
+                place.mkdir(parents=True, exist_ok=True)
+                os.link(Path(folder, name), place / name)
 
 
 def take_newest(project: Path) -> None:

@@ -21,7 +21,7 @@ import pytest
 from tests import template
 from tests.browser import PATIENCE_SECONDS, Browser, free_port
 from tests.dev_support import Terminal, first_of, left_in, running, wait_until
-from tests.processes import environment
+from tests.processes import environment, sync
 
 pytestmark = [
     pytest.mark.run,
@@ -71,8 +71,7 @@ def plain(template_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def installed(template_repo: Path, folder: Path, **answers: Any) -> Path:
     """Make a project in the folder, with its settings for development and its dependencies in .venv."""
     project = template.copy(template_repo, folder.resolve() / "acme", **answers)
-    done = subprocess.run(["uv", "sync"], cwd=project, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    sync(project, "3.13")
     shutil.copy(project / ".env.example", project / ".env")
     return project
 

@@ -123,7 +123,9 @@ class Running(NamedTuple):
         return wait_until(silent)
 
 
-@pytest.fixture(scope="module", params=["prefork", pytest.param("threads", marks=pytest.mark.slow), "gevent"])
+@pytest.fixture(
+    scope="module", params=["prefork", *(pytest.param(pool, marks=pytest.mark.slow) for pool in ("threads", "gevent"))]
+)
 def at_work(
     request: pytest.FixtureRequest, template_repo: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Running]:
