@@ -1,5 +1,6 @@
 """Workers outlast a Redis that answers, but takes nothing; and they say which rights they lack, and need few."""
 
+import json
 import re
 import subprocess
 from collections.abc import Iterator
@@ -25,12 +26,25 @@ def note(path):
         file.write("run\\n")
 """
 KILL = "CLIENT KILL TYPE normal"
+# A remote command as `celery inspect ping` sends it to all workers. Nobody waits for the answers.
+PING = {"method": "ping", "ticket": "1", "reply_to": {"exchange": "reply.celery.pidbox", "routing_key": "nobody"}}
+COMMAND = {
+    "body": json.dumps(PING),
+    "content-type": "application/json",
+    "content-encoding": "utf-8",
+    "headers": {},
+    "properties": {"delivery_tag": "1", "delivery_info": {"exchange": "celery.pidbox", "routing_key": ""}},
+}
+ASK = f"PUBLISH /0.celery.pidbox '{json.dumps(COMMAND)}'"
+# The connections over which workers hear commands stay, so they have something to answer, and cannot. A worker without
+# an event loop tries three answers for so long that a heartbeat is due meanwhile, which it cannot send either.
+UNANSWERABLE = ["MULTI", "CONFIG SET maxclients 1", ASK, ASK, ASK, KILL, "EXEC"]
 # How Redis comes to say so, by what a worker says then. One without memory lets it in.
 MOODS = {
     "Cannot connect to .*read only replica": ["REPLICAOF 127.0.0.1 1"],
     "Cannot connect to .*Link with MASTER is down": ["CONFIG SET replica-serve-stale-data no", "REPLICAOF 127.0.0.1 1"],
     "Cannot connect to .*NOREPLICAS": ["CONFIG SET min-replicas-to-write 1"],
-    "Cannot connect to .*max number of clients reached": ["CONFIG SET maxclients 1", KILL],
+    "Cannot connect to .*max number of clients reached": UNANSWERABLE,
     "Cannot connect to .*is loading": ["DEBUG POPULATE 5000 data 2000", "CONFIG SET key-load-delay 10000"],
     "Connected to ": ["CONFIG SET maxmemory 1", KILL],
 }
@@ -113,6 +127,8 @@ def workers(project: Path, redis: Redis, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize("words", MOODS)
 def test_a_worker_waits_for_a_redis_that_takes_nothing_and_goes_on(project, redis, workers, tmp_path, words):
+    # Each hears remote commands and the events of the other, so it has come through the mood before.
+    assert wait_until(lambda: len(redis.ask("CLIENT", "LIST", "TYPE", "pubsub").splitlines()) >= 2 * len(workers))
     before = [len(program.text) for program in workers]
     redis.tell(*MOODS[words])
     try:

@@ -1,11 +1,15 @@
-"""On RabbitMQ every queue that stays is a quorum queue, and gets no message of another one."""
+"""On RabbitMQ every queue that stays is a quorum queue, and gets no message of another one.
+
+On every broker, a message that cannot be sent is an error soon.
+"""
 
 import pytest
 
 pytest.importorskip("celery")
 
 from celery import Celery
-from kombu import Queue
+from kombu import Producer, Queue
+from kombu.exceptions import OperationalError
 
 from apps.tasks.broker.queues import DELIVERY_LIMIT, ProjectAMQP
 
@@ -51,3 +55,37 @@ def test_each_queue_has_a_key_of_its_own():
 
 def test_redis_knows_no_types():
     assert not queues("redis://")["celery"].queue_arguments
+
+
+@pytest.fixture
+def away(monkeypatch):
+    """Return an app whose broker is away, and which would wait for it forever, as a worker on gevent would."""
+    pauses = iter(range(10))
+    monkeypatch.setattr(
+        "kombu.utils.functional.sleep", lambda seconds: next(pauses, None) is None and pytest.fail("It tries forever.")
+    )
+    app = Celery("away", amqp=ProjectAMQP, broker="redis://127.0.0.1:1/0", set_as_current=False)
+    app.conf.update(broker_connection_timeout=None)
+    yield app
+    app.close()
+
+
+def test_an_answer_to_a_remote_command_is_not_repeated_forever(away):
+    with away.amqp.producer_pool.acquire() as producer, pytest.raises(producer.connection.connection_errors):
+        producer.publish({}, retry=True)
+
+
+def test_a_heartbeat_is_not_repeated_forever(away):
+    with away.connection_for_write() as connection, pytest.raises(connection.connection_errors):
+        Producer(connection, auto_declare=False).publish({}, retry=True)
+
+
+def test_a_limit_of_the_sender_is_kept(away):
+    with away.connection_for_write() as connection:
+        tries = []
+        send = connection.ensure(
+            None, lambda: tries.append(1) or connection.transport.establish_connection(), max_retries=0
+        )
+        with pytest.raises(OperationalError):
+            send()
+    assert len(tries) == 1

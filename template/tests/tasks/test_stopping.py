@@ -45,6 +45,14 @@ def test_a_worker_waits_longer_than_a_page(worker):
     assert worker.app.conf.broker_connection_timeout == WORKER_SECONDS
 
 
+def test_an_answer_that_the_broker_does_not_take_is_dropped(worker, monkeypatch, caplog):
+    monkeypatch.setattr("kombu.pidbox.Node.reply", Mock(side_effect=ConnectionError("It takes nothing.")))
+    stopping.Patience(worker)
+    worker.consumer.connection_errors, worker.consumer.channel_errors = (ConnectionError,), ()
+    worker.app.control.mailbox.Node("one", SimpleNamespace(consumer=worker.consumer)).reply({}, "to", "me", "1")
+    assert "It takes nothing." in caplog.text
+
+
 class Clock:
     """A clock that only a sleep moves on, and what happens at its seconds."""
 

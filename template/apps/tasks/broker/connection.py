@@ -12,8 +12,9 @@ from importlib.util import find_spec
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, urlencode
 
-import kombu
+import kombu.connection
 from celery.app.backends import BACKEND_ALIASES
+from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.utils.imports import symbol_by_name
 
@@ -98,7 +99,52 @@ def _check(parts: SplitResult) -> None:
 RULES.update(dict.fromkeys(URL_OPTIONS, _check))
 
 
-class Connection(kombu.Connection):
+class Patient(kombu.Connection):
+    """A connection that is established or used again only once after an error, unless the caller sets another limit.
+
+    Celery sets none for a worker's heartbeats, for remote commands and for their answers. While the broker refuses
+    clients, kombu would try again forever. The worker would wait for that before it connects again, and log nothing.
+    """
+
+    @property
+    def _limit(self) -> int:
+        # Each address of the broker has its turn.
+        return len(self.alt) or 1
+
+    def _extract_failover_opts(self) -> dict[str, Any]:
+        return {"max_retries": self._limit} | super()._extract_failover_opts()
+
+    def ensure(
+        self, obj: Any, fun: Callable[..., Any], errback: Any = None, max_retries: int | None = None, **options: Any
+    ) -> Callable[..., Any]:
+        """Return the function with repetitions for the case that the connection is lost."""
+        if errback or max_retries is not None:
+            return super().ensure(obj, fun, errback, max_retries, **options)
+        repeated = super().ensure(obj, fun, max_retries=self._limit, **options)
+
+        def bounded(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return repeated(*args, **kwargs)
+            except OperationalError as error:
+                # After the driver's own error, a worker connects again. This one would end it.
+                raise error.__cause__ or error from None
+
+        return bounded
+
+
+class PooledConnection(Patient, kombu.connection.PooledConnection):
+    """A connection of the pool from which tasks, remote commands and their answers are sent."""
+
+
+class ConnectionPool(kombu.connection.ConnectionPool):
+    """A pool of such connections."""
+
+    def new(self) -> PooledConnection:
+        """Return a connection like the one that the pool was made for."""
+        return PooledConnection(self, **dict(self.connection._info(resolve=False)))
+
+
+class Connection(Patient):
     """A connection that takes driver options from the URL. They override the options in the settings."""
 
     def __init__(
@@ -113,6 +159,10 @@ class Connection(kombu.Connection):
         if isinstance(hostname, str) and "?" in hostname:
             hostname = ";".join(_without_options(url, options) for url in hostname.split(";"))
         super().__init__(hostname, *args, transport_options=options, **kwargs)
+
+    def Pool(self, limit: int | None = None, **kwargs: Any) -> ConnectionPool:
+        """Return a pool of connections like this one."""
+        return ConnectionPool(self, limit, **kwargs)
 
 
 def _without_options(url: str, options: dict[str, Any]) -> str:

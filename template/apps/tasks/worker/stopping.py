@@ -17,6 +17,7 @@ from celery import bootsteps
 from celery.signals import worker_shutting_down
 from celery.worker import WorkController, state
 from django.conf import settings
+from kombu import pidbox
 
 from apps.tasks.broker.options import WORKER_SECONDS, answer_limits
 
@@ -30,6 +31,17 @@ KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 GOODBYE_SECONDS = 10
 
 
+class Node(pidbox.Node):
+    """The receiver of remote commands such as `celery inspect ping`."""
+
+    def reply(self, *args: Any, **kwargs: Any) -> None:
+        """Answer a command. An answer that the broker does not take is dropped, because nobody waits for it long."""
+        try:
+            super().reply(*args, **kwargs)
+        except (*self.state.consumer.connection_errors, *self.state.consumer.channel_errors) as error:
+            logger.warning("The answer to a remote command cannot be sent: %s", error)
+
+
 class Patience(bootsteps.Step):
     """A step in the start of a worker, before it connects."""
 
@@ -39,6 +51,7 @@ class Patience(bootsteps.Step):
         limits = answer_limits(conf.broker_url, WORKER_SECONDS)
         conf.broker_transport_options = {**conf.broker_transport_options, **limits}
         conf.broker_connection_timeout = WORKER_SECONDS
+        worker.app.control.mailbox.node_cls = Node
 
         def leave_in_time(how: str, **kwargs: object) -> None:
             # The other way, "Cold", terminates the running tasks by itself.
