@@ -3,7 +3,7 @@
 import runpy
 import sys
 
-PARTS = ("figures", "faults", "probes", "redis_window", "throughput")
+PARTS = ("enqueue", "figures", "faults", "probes", "redis_window", "throughput")
 
 
 def main() -> None:

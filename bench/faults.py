@@ -23,6 +23,8 @@ from tests.faults.table import row, spread, table
 from tests.processes import rabbitmq_server
 
 OURS, BARE = "ours", "bare"
+# The same project, with tasks of Django's framework instead of Celery's.
+ENQUEUED = "ours, enqueued"
 RESULTS = Path(__file__).with_name("faults.md")
 AT_A_TIME = 5
 INTRODUCTION = """# Faults
@@ -32,6 +34,7 @@ program that exits is restarted, as containers are. "bare" is the project of Cel
 Redis or RPC for results. So that no run takes an hour, our project has a visibility timeout of 8 seconds where workers
 die or lose their broker, and time limits of 20 and 18 seconds where tasks take too long. Bare Celery keeps its own
 timeouts, which are one hour and half an hour. Where a row names a visibility timeout, both projects have that one.
+"ours, enqueued" is our project with tasks of Django's framework instead of Celery's.
 
 - *refused*: the sender got an error.
 - *failed*: the task is kept as a failed task, which the admin shows and can send again.
@@ -61,6 +64,13 @@ celery.py.
 {removed}
 """
 FIRST = ("fault", "broker", "pool", "project")
+ENQUEUED_ACTS = (
+    faults.killed_worker,
+    faults.stopped_in_mid_task,
+    faults.poison_task,
+    faults.broker_away,
+    faults.transactions,
+)
 REDIS_PREFORK, RABBITMQ_PREFORK = ("redis", "prefork"), ("rabbitmq", "prefork")
 
 
@@ -210,6 +220,8 @@ def plan(ours: Subject, bare: Subject) -> list[Run]:
     """Return every fault in all its places for both projects, then each rival and each removal with its own faults."""
     places = [(fault, place) for fault in FAULTS.values() for place in fault.places]
     both = [Run(*each, subject) for each in places for subject in (bare, ours)]
+    enqueued = replace(ours, name=ENQUEUED, enqueues=True)
+    both += [Run(*each, enqueued) for each in places if each[0].act in ENQUEUED_ACTS]
     rivals = [
         Run(FAULTS[act.__name__], REDIS_PREFORK, replace(bare, name=rival.name, settings=rival.settings))
         for rival in RIVALS
@@ -237,7 +249,7 @@ def report(runs: list[Run], rounds: list[list[Outcome]]) -> str:
     """Return the tables: all faults for both projects, some for rivals, and what each setting is there for."""
     done = list(zip(runs, zip(*rounds, strict=True), strict=True))
     ours = {(run.fault.name, run.place): outcomes for run, outcomes in done if run.subject.name == OURS}
-    both = [(run, outcomes) for run, outcomes in done if run.subject.name in (BARE, OURS)]
+    both = [(run, outcomes) for run, outcomes in done if run.subject.name in (BARE, OURS, ENQUEUED)]
     rivals = [(run, outcomes) for run, outcomes in done if run.subject.name in {rival.name for rival in RIVALS}]
     removed = [
         f"| {run.subject.name} | {run.fault.name} | {' '.join(run.place)} "

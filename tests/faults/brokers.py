@@ -87,7 +87,10 @@ class Redis(Broker):
     def held(self) -> set[int]:
         if self.successor:
             return self.successor.held()
-        messages = self.ask("LRANGE", "celery", "0", "-1") + self.ask("HVALS", "unacked")
+        messages = self.ask("HVALS", "unacked")
+        # Tasks of Django's framework have a priority, and each level has a list of its own.
+        for level in ("", "\x06\x163", "\x06\x166", "\x06\x169"):
+            messages += self.ask("LRANGE", f"celery{level}", "0", "-1")
         return {int(identity) for identity in re.findall(r'"argsrepr": "\((\d+),', messages)}
 
 

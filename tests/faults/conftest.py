@@ -1,7 +1,7 @@
 """Our project, as every fault finds it, and what became of its tasks."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -30,9 +30,11 @@ def outcomes(
     request: pytest.FixtureRequest, ours: Subject, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> Outcomes:
     """Let a fault happen wherever it can; return what became of the tasks, and enter it into the table."""
-    port = request.getfixturevalue("rabbitmq") if "rabbitmq" in request.param.brokers else None
-    outcomes = request.param.happen_everywhere(ours, tmp_path.resolve(), port)
+    fault, enqueues = request.param
+    port = request.getfixturevalue("rabbitmq") if "rabbitmq" in fault.brokers else None
+    outcomes = fault.happen_everywhere(replace(ours, enqueues=enqueues), tmp_path.resolve(), port)
+    name = f"{fault.name}; Django's tasks" if enqueues else fault.name
     for (broker, pool), outcome in outcomes.items():
-        record_property("fault", (request.param.name, broker, pool, asdict(outcome)))
+        record_property("fault", (name, broker, pool, asdict(outcome)))
     assert not left_in(tmp_path)
     return outcomes

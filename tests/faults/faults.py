@@ -267,6 +267,9 @@ def outage(stage: Stage, times: int, seconds: float) -> Outcome:
     """Cut the way to the broker so often and so long, while tasks are sent and run."""
     way = stage.go_through_proxy()
     stage.start_worker()
+    if stage.subject.enqueues:
+        # What cannot be sent waits in the database. Nothing is refused.
+        stage.start_beat()
     with half_sent(stage):
         for _ in range(times):
             way.cut()

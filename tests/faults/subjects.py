@@ -47,12 +47,16 @@ CELERY_TASK_TIME_LIMIT = 30 * 60
 
 @dataclass(frozen=True)
 class Subject:
-    """A project with the probe's tasks, the folder of its programs, and changes to settings (None takes one out)."""
+    """A project with the probe's tasks, the folder of its programs, and changes to settings (None takes one out).
+
+    With `enqueues`, the tasks are those of Django's framework instead of Celery's.
+    """
 
     name: str
     project: Path
     programs: Path
     hardened: bool = True
+    enqueues: bool = False
     settings: Settings = field(default_factory=dict)
 
     @property
@@ -67,6 +71,7 @@ class Subject:
             "CELERY_BROKER_URL": "memory://",
             "DJANGO_SETTINGS_MODULE": "probe.settings",
             "PROBE_DATABASE": str(self.database),
+            "PROBE_ENQUEUES": "1" if self.enqueues else "",
             "PROBE_SETTINGS": "[]",
             "PYTHONPATH": str(self.project),
             "SECRET_KEY": "not-for-production",

@@ -1,5 +1,7 @@
 """No task is lost, and none is run twice by our fault, whatever dies or goes away."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.faults import faults
@@ -10,7 +12,16 @@ pytestmark = [pytest.mark.faults, pytest.mark.run]
 
 def after(act: Act) -> pytest.MarkDecorator:
     """Let the fault happen before the test; `outcomes` is what became of the tasks on each of its brokers and pools."""
-    return pytest.mark.parametrize("outcomes", [FAULTS[act.__name__]], indirect=True, ids=[""])
+    return pytest.mark.parametrize("outcomes", [(FAULTS[act.__name__], False)], indirect=True, ids=[""])
+
+
+def enqueued_after(act: Act) -> pytest.MarkDecorator:
+    """Let the fault happen to tasks of Django's framework; on other pools than the usual one with the slow tests."""
+    fault = FAULTS[act.__name__]
+    ways = [pytest.param((replace(fault, pools=faults.PREFORK), True), id="prefork")]
+    if others := tuple(pool for pool in fault.pools if pool not in faults.PREFORK):
+        ways.append(pytest.param((replace(fault, pools=others), True), id="others", marks=pytest.mark.slow))
+    return pytest.mark.parametrize("outcomes", ways, indirect=True)
 
 
 def others(outcomes: Outcomes, **expected: object) -> list[str]:
@@ -183,3 +194,32 @@ def test_two_beats_send_each_due_task_once(outcomes):
 @after(faults.killed_beat)
 def test_the_beat_that_stands_by_takes_over_and_sends_nothing_twice(outcomes):
     assert not others(outcomes, lost=0, twice=0)
+
+
+# Tasks of Django's framework ------------------------------------------------
+
+
+@enqueued_after(faults.killed_worker)
+def test_a_killed_worker_loses_no_enqueued_task(outcomes):
+    assert not others(outcomes, lost=0, stuck=0, failed=0)
+
+
+@enqueued_after(faults.stopped_in_mid_task)
+def test_a_worker_that_is_not_given_the_time_to_end_gives_back_enqueued_tasks(outcomes):
+    assert not others(outcomes, lost=0, stuck=0, failed=0, note="ended in time")
+
+
+@enqueued_after(faults.broker_away)
+def test_while_the_broker_is_away_enqueued_tasks_are_neither_refused_nor_lost(outcomes):
+    assert not others(outcomes, sent=200, refused=0, lost=0, stuck=0, failed=0)
+
+
+@enqueued_after(faults.transactions)
+def test_tasks_are_enqueued_when_the_transaction_is_committed_and_never_after_a_rollback(outcomes):
+    assert not others(outcomes, sent=100, lost=0, twice=0)
+    assert not others(outcomes, note="0 ran after a rollback")
+
+
+@enqueued_after(faults.poison_task)
+def test_an_enqueued_task_that_kills_its_worker_is_kept_as_failed_and_harms_no_other(outcomes):
+    assert not others(outcomes, failed=1, lost=0, stuck=0)

@@ -34,18 +34,26 @@ def send(identity: int, task: str, seconds: float, padding: int, options: dict[s
     try:
         # One that is gone from the code is sent by those who still know its name.
         known = getattr(tasks, task, None) or current_app.signature(f"probe.tasks.{task}")
-        known.apply_async(arguments, **options)
+        start(known, *arguments, **options)
     except Exception as error:
         note("refused", identity, f"{time.monotonic() - begun:.1f} {type(error).__name__}")
     else:
         note("sent", identity, f"{time.monotonic() - begun:.1f}")
 
 
+def start(task: Any, *arguments: Any, **options: Any) -> None:
+    """Send a task of Celery with these options, or enqueue one of Django's framework."""
+    if hasattr(task, "enqueue"):
+        task.enqueue(*arguments)
+    else:
+        task.apply_async(arguments, **options)
+
+
 def send_in_transaction(identity: int) -> None:
     """Send a task that looks for a row, and then commit the row, or roll it back if the number is odd."""
     with suppress(RolledBack), transaction.atomic():
         Group.objects.create(name=str(identity))
-        tasks.find.delay(identity, 0)
+        start(tasks.find, identity, 0)
         time.sleep(0.02)
         if identity % 2:
             note("withdrawn", identity)

@@ -7,6 +7,10 @@ import time
 from celery import shared_task
 from django.contrib.auth.models import Group
 
+# Under the same names, they are tasks of Celery or tasks of Django's framework, which bare Celery does not have.
+if os.environ["PROBE_ENQUEUES"]:
+    from apps.background import task as shared_task
+
 
 def note(what: str, identity: int, detail: object = "") -> None:
     """Append a line to the record: so short a write is all there or not at all, whoever else writes and dies."""
@@ -43,7 +47,10 @@ def work(identity: int, seconds: float, padding: str = "") -> None:
 @shared_task(durable=True)
 def work_durably(identity: int, seconds: float) -> None:
     """Do the same as a task that a row stands for until it is done; bare Celery does not know the word."""
-    work(identity, seconds)
+    note("started", identity, os.getpid())
+    wait_while_held("work", identity)
+    time.sleep(seconds)
+    note("done", identity, os.getpid())
 
 
 @shared_task
@@ -62,6 +69,11 @@ def kill_the_worker(identity: int, seconds: float) -> None:
 @shared_task
 def nothing() -> None:
     """Do nothing; for throughput."""
+
+
+@shared_task(keep_result=False)
+def nothing_without_result() -> None:
+    """Do nothing; for throughput. Celery itself does not know the word, and keeps no result anyway."""
 
 
 @shared_task
