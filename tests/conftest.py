@@ -12,6 +12,9 @@ from tests import template
 # Here, because the process that prints for several workers reads no file of a folder below.
 from tests.faults.table import pytest_terminal_summary as pytest_terminal_summary
 
+# The tests in it are those of a project, and run there.
+collect_ignore = ["shop"]
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes long, so that no worker is left alone with it at the end."""
