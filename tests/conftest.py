@@ -14,6 +14,9 @@ from tests import template
 from tests.faults.table import pytest_terminal_summary as pytest_terminal_summary
 from tests.processes import Bytecode
 
+# The tests in it are those of a project, and run there.
+collect_ignore = ["shop"]
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes long, so that no worker is left alone with it at the end."""

@@ -23,7 +23,7 @@ import psutil
 import pytest
 
 from tests import template
-from tests.browser import PATIENCE_SECONDS, free_port
+from tests.browser import PATIENCE_SECONDS, Browser, free_port
 from tests.dev_support import wait_until
 
 # Servers answer a broker's first words with something; what it is does not matter.
@@ -215,6 +215,17 @@ def started(
         yield program
     finally:
         program.stop()
+
+
+@contextmanager
+def web_server(project: Path, folder: Path, **variables: str) -> Iterator[str]:
+    """Run the web server of a project with gunicorn; yields its address."""
+    address = f"127.0.0.1:{free_port()}"
+    gunicorn = (project / ".venv/bin/gunicorn", "acme.wsgi", "--bind", address, "--threads=4")
+    with started(project, folder / "web.log", *gunicorn, **variables) as web:
+        web.says("Booting worker")
+        assert wait_until(lambda: Browser(f"http://{address}").get("/up")[0] == 200)
+        yield f"http://{address}"
 
 
 # Brokers --------------------------------------------------------------------

@@ -136,6 +136,22 @@ def test_a_line_added_at_every_place_is_kept_or_conflicts(renderer, tmp_path, na
     assert not harmed, f"{len(harmed)}:\n" + "\n".join(harmed)
 
 
+# Where a person adds an app: below the last of the apps, and as the last of the URLs.
+AN_APP = {
+    "acme/settings.py": ('    "apps.web",\n', '    "apps.mine",\n'),
+    "acme/urls.py": ('    path("admin/", admin.site.urls),\n', '    path("mine/", include("apps.mine.urls")),\n'),
+}
+
+
+@pytest.mark.parametrize("name", TOGGLES)
+def test_an_app_of_ones_own_never_conflicts(renderer, tmp_path, name):
+    old, new = (renderer.project(template.DEFAULTS | answers) for answers in TOGGLES[name])
+    template.git(tmp_path, "init", "--quiet")
+    for path, (above, line) in AN_APP.items():
+        mine, expected = (project[path].decode().replace(above, above + line) for project in (old, new))
+        assert line in mine and merged(tmp_path, old[path].decode(), mine, new[path].decode()) == expected
+
+
 @pytest.mark.parametrize("name", ["on-off", "off-on"])
 @pytest.mark.parametrize("part", [1, *(pytest.param(part, marks=pytest.mark.slow) for part in (2, 3))])
 def test_copier_itself_does_what_the_scan_takes_it_to_do(project, renderer, tmp_path, name, part):

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ from playwright.sync_api import Locator, Page, Route, expect
 from tests.browser import Browser, free_port
 from tests.chromium import chromium_page, has_sideways_scrolling, sign_in
 from tests.dev_support import left_in, wait_until
-from tests.processes import Program, add_gevent, installed, redis_server, run, sqlite, started
+from tests.processes import Program, add_gevent, installed, redis_server, run, sqlite, started, web_server
 
 pytestmark = pytest.mark.run
 
@@ -88,17 +87,6 @@ def project(template_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     for command in (["migrate"], ["shell", "-c", ADD_USERS]):
         run(project, programs / "python", "manage.py", *command, DEBUG="1")
     return project
-
-
-@contextmanager
-def web_server(project: Path, folder: Path, **variables: str) -> Iterator[str]:
-    """Run the web server; yields its address."""
-    address = f"127.0.0.1:{free_port()}"
-    gunicorn = (project / ".venv/bin/gunicorn", "acme.wsgi", "--bind", address, "--threads=4")
-    with started(project, folder / "web.log", *gunicorn, **variables) as web:
-        web.says("Booting worker")
-        assert wait_until(lambda: Browser(f"http://{address}").get("/up")[0] == 200)
-        yield f"http://{address}"
 
 
 @pytest.fixture(scope="module", params=["prefork", "threads", "gevent"])

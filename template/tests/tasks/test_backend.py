@@ -3,6 +3,9 @@
 from datetime import timedelta
 
 import pytest
+
+pytest.importorskip("celery")
+
 from billiard.exceptions import TimeLimitExceeded
 from celery import current_app
 from celery.app.task import Context

@@ -3,6 +3,9 @@
 from io import StringIO
 
 import pytest
+
+pytest.importorskip("celery")
+
 from celery import current_app
 from django.core.management import CommandError, call_command
 from django.utils import timezone
