@@ -386,7 +386,7 @@ def test_without_celery_the_web_server_runs_alone_and_reloads(plain):
     with dev(plain) as terminal:
         url = f"http://127.0.0.1:{web_port(terminal)}/"
         assert wait_until(lambda: get(url) == 200), terminal.text
-        assert re.findall("<li>(.*?)</li>", Browser(url).get("")[1]) == ["Users", "Pages"]
+        assert re.findall("<li>(.*?)</li>", Browser(url).get("")[1]) == ["Background tasks", "Users", "Pages"]
         assert all("manage.py" in command or "killpg" in command for command in running(plain).values())
         terminal.shows("Watching for file changes")
 

@@ -15,7 +15,18 @@ from tests.processes import installed, redis_server, run, started
 pytestmark = pytest.mark.run
 
 PHONE = {"width": 360, "height": 740}
-SWITCHED_ON = ["AI chat", "ASGI", "Celery with Redis", "Flower", "Jobs", "Pages", "Subscriptions", "Teams", "Users"]
+SWITCHED_ON = [
+    "AI chat",
+    "ASGI",
+    "Background tasks",
+    "Celery with Redis",
+    "Flower",
+    "Jobs",
+    "Pages",
+    "Subscriptions",
+    "Teams",
+    "Users",
+]
 # Of each element its text, and how bright that is beside what is behind it, as the guidelines for readable pages count.
 CONTRASTS = """elements => {
     const numbers = colour => colour.match(/[0-9.]+/g).map(Number);
