@@ -6,7 +6,7 @@ from .models import EnqueuedTask
 
 @admin.register(EnqueuedTask)
 class EnqueuedTaskAdmin(admin.ModelAdmin):
-    """The admin page for enqueued tasks. They can be read and deleted. Deleting a row does not stop its task."""
+    """The admin page for enqueued tasks. They can be read, and cancelled before they start by deleting them."""
 
     date_hierarchy = "enqueued_at"
     list_display = ["path", "status", "queue_name", "priority", "enqueued_at", "finished_at"]

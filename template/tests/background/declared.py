@@ -41,6 +41,16 @@ def exit_at_once():
     raise SystemExit(3)
 
 
+@task
+def be_interrupted():
+    raise KeyboardInterrupt
+
+
+@task
+def fail_in_a_way_that_is_hard_to_store():
+    raise Refused(Refused(lambda: None))
+
+
 @task(priority=50, queue_name="urgent")
 def hurry():
     return "hurried"

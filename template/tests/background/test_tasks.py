@@ -170,10 +170,36 @@ def test_a_failed_task_tells_its_error_and_raises_nothing(caplog):
         _ = result.return_value
 
 
-@pytest.mark.parametrize(("name", "error"), [("return_what_is_no_json", TypeError), ("exit_at_once", SystemExit)])
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("exit_at_once", SystemExit),
+        ("fail_in_a_way_that_is_hard_to_store", declared.Refused),
+        ("return_what_is_no_json", TypeError),
+    ],
+)
 def test_whatever_ends_a_task_is_recorded(name, error):
     result = getattr(declared, name).enqueue()
     assert (result.status, [each.exception_class for each in result.errors]) == ("FAILED", [error])
+
+
+def test_ctrl_c_ends_the_process_and_not_the_task_alone():
+    with pytest.raises(KeyboardInterrupt):
+        declared.be_interrupted.enqueue()
+
+
+def test_a_queue_that_the_settings_do_not_list_is_refused_if_they_list_any(settings):
+    settings.TASKS = {"default": settings.TASKS["default"] | {"QUEUES": ["default"]}}
+    with pytest.raises(InvalidTask, match="Queue 'urgent' is not valid"):
+        declared.hurry.enqueue()
+    assert declared.add.enqueue(1).return_value == 2
+
+
+def test_the_log_tells_of_each_step(caplog):
+    caplog.set_level("INFO")
+    result = declared.add.enqueue(1)
+    told = [record.getMessage() for record in caplog.records if result.id in record.getMessage()]
+    assert [line.rpartition(" ")[2] for line in told] == ["state=RUNNING", "state=SUCCESSFUL"]
 
 
 # Results --------------------------------------------------------------------

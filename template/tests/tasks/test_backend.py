@@ -194,10 +194,12 @@ def test_a_task_that_beat_sends_runs_without_a_row():
     assert not EnqueuedTask.objects.exists()
 
 
-def test_a_task_whose_row_was_deleted_runs(eager, monkeypatch):
+def test_a_task_whose_row_was_deleted_does_not_run(eager, monkeypatch):
     monkeypatch.setattr(records, "add", lambda result: None)
-    declared.add.enqueue(1)
-    assert declared.calls == [(1, 1)]
+    result = declared.add.enqueue(1)
+    assert not declared.calls
+    register(declared.add).record_end(request_of(result), TimeLimitExceeded(300))
+    assert not EnqueuedTask.objects.exists()
 
 
 def request_of(result):

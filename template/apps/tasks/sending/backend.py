@@ -101,11 +101,16 @@ class BackgroundTask(RetryingTask):
         return value
 
     def _result_of(self, request: Context, args: Any, kwargs: Any) -> TaskResult:
-        """Return the result as its row has it, or a new one for a task without a row, such as one that beat sent."""
+        """Return the result as its row has it, or a new one for a task without a row, such as one that beat sent.
+
+        Raises Ignore if the row was deleted.
+        """
         if has_row(request):
-            # Without its row, which somebody has deleted, the task runs all the same.
-            with suppress(TaskResultDoesNotExist):
+            try:
                 return records.load(request.id)
+            except TaskResultDoesNotExist:
+                # Rows are only deleted by people, and long after their task has finished.
+                raise Ignore("Its row was deleted: it was cancelled, or has ended long ago.") from None
         result = records.new_result(self.django_task, request.id, list(args), dict(kwargs))
         result.worker_ids.extend([request.hostname or ""] * (request.retries or 0))
         return result
@@ -117,7 +122,10 @@ class BackgroundTask(RetryingTask):
 
         # Any other error was raised by the function, and the process that ran it has recorded it.
         is_unseen = isinstance(error, (TaskRevokedError, TimeLimitExceeded, WorkerKiller, WorkerLostError))
-        if has_row(request) or is_unseen:
+        if not (has_row(request) or is_unseen):
+            return
+        # Somebody may have deleted the row.
+        with suppress(Ignore):
             result = self._result_of(request, request.args or (), request.kwargs or {})
             if not result.is_finished:
                 execution.fail(WorkerBackend, result, error, traceback)
