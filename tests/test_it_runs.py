@@ -305,14 +305,14 @@ def run_workflow(project: Path, commands: list[str], version: str, **variables: 
 
 # What Enter alone gives, all that there is, and what is left without Celery; each with the folders of its own tests.
 WORKFLOWS = {
-    "enter-alone": ({}, {"jobs", "tasks", "users", "web"}),
+    "enter-alone": ({}, {"background", "jobs", "tasks", "users", "web"}),
     "everything-with-pip": (
         template.DEFAULTS | template.EVERYTHING | {"package_manager": "pip", "python_version": "3.11"},
-        {"chat", "jobs", "subscriptions", "tasks", "teams", "users", "web"},
+        {"background", "chat", "jobs", "subscriptions", "tasks", "teams", "users", "web"},
     ),
     "subscriptions-without-celery": (
         template.DEFAULTS | template.OFF | {"subscriptions": "standard"},
-        {"subscriptions", "teams", "users", "web"},
+        {"background", "subscriptions", "teams", "users", "web"},
     ),
 }
 
