@@ -89,7 +89,7 @@ def project(template_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return project
 
 
-@pytest.fixture(scope="module", params=["prefork", "threads", "gevent"])
+@pytest.fixture(scope="module", params=["prefork", "threads", pytest.param("gevent", marks=pytest.mark.slow)])
 def site(request: pytest.FixtureRequest, project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """The project at work, with a worker of this pool."""
     folder = tmp_path_factory.mktemp(request.param)
