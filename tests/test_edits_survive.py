@@ -34,7 +34,17 @@ TOGGLES = {
     "none-per_unit": ({}, {"subscriptions": "per_unit"}),
 }
 # Those of a kind with another one.
-MORE_TOGGLES = ("flower-none", "full-services", "none-chat", "none-per_unit", "off-jobs", "rabbitmq-off")
+MORE_TOGGLES = (
+    "chat-none",
+    "flower-none",
+    "full-services",
+    "jobs-off",
+    "none-chat",
+    "none-per_unit",
+    "off-jobs",
+    "per_unit-none",
+    "rabbitmq-off",
+)
 CONFLICT = re.compile(r"^<{7} ", re.MULTILINE)
 
 
