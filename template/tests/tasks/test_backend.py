@@ -1,6 +1,8 @@
 """Tasks of Django's framework are sent as Celery's are, and their rows say what has become of them."""
 
+import sys
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 
@@ -155,6 +157,14 @@ def test_a_worker_runs_async_functions_and_gives_the_context(eager):
     doubled, attempted = declared.double.enqueue(4), declared.attempt.enqueue()
     assert declared.double.get_result(doubled.id).return_value == 8
     assert declared.attempt.get_result(attempted.id).return_value == [1, attempted.id]
+
+
+def test_an_async_function_is_refused_on_gevent_before_it_harms_its_neighbours(eager, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gevent.monkey", SimpleNamespace(is_module_patched=lambda name: True))
+    refused, fine = declared.double.enqueue(4), declared.add.enqueue(1)
+    [error] = declared.double.get_result(refused.id).errors
+    assert "cannot run on gevent: use --pool=prefork" in error.traceback
+    assert declared.add.get_result(fine.id).return_value == 2
 
 
 def test_a_retried_task_counts_its_attempts_and_keeps_their_errors(eager):

@@ -4,8 +4,10 @@ Each task is registered under its dotted path and is sent as a ProjectTask, so w
 sent on commit, waits in the outbox while the broker is down, and leaves a row if it fails for good.
 """
 
+import sys
 from contextlib import suppress
 from functools import wraps
+from inspect import iscoroutinefunction
 from typing import Any
 
 from celery import shared_task
@@ -150,10 +152,23 @@ def register(task: Task) -> BackgroundTask:
 
         @wraps(task.func)
         def run(celery_task: BackgroundTask, *args: Any, **kwargs: Any) -> Any:
+            refuse_async_on_gevent(task)
             return execution.call(celery_task.request.enqueued_result)
 
         _registered[path] = shared_task(run, name=path, bind=True, base=BackgroundTask, **options)
     return _registered[path]
+
+
+def refuse_async_on_gevent(task: Task) -> None:
+    """Raise RuntimeError for an async function on gevent.
+
+    All greenlets share one thread. While it runs an event loop, Django refuses the queries of every other task in it.
+    """
+    monkey = sys.modules.get("gevent.monkey")
+    if iscoroutinefunction(task.func) and monkey and monkey.is_module_patched("threading"):
+        raise RuntimeError(
+            f"{task.module_path} is async and cannot run on gevent: use --pool=prefork or threads for it."
+        )
 
 
 def send(result: TaskResult) -> None:
