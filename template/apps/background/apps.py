@@ -6,4 +6,3 @@ class BackgroundConfig(AppConfig):
 
     name = "apps.background"
     verbose_name = "Background tasks"
-    default_auto_field = "django.db.models.BigAutoField"

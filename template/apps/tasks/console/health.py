@@ -5,9 +5,9 @@ from django_celery_beat.models import PeriodicTask
 from kombu.exceptions import OperationalError
 
 from apps.tasks.beat.lease import seconds_since_renewal
-from apps.tasks.broker.options import answer_limits, broker_error, is_answer
+from apps.tasks.broker.options import broker_error, is_answer
 from apps.tasks.broker.queues import queue_state
-from apps.tasks.sending.unattended import REPLY_SECONDS, unattended
+from apps.tasks.sending.unattended import REPLY_SECONDS, quick_connection, unattended
 from apps.web.health import Unhealthy, health_check
 
 # Longer than beat needs to restart, or another beat to take over.
@@ -27,8 +27,7 @@ def broker_accepts_connections() -> str | None:
 
 def queue_lengths() -> dict[str, int]:
     """Return how many messages wait in each queue of the settings, whichever broker is used."""
-    limits = answer_limits(current_app.conf.broker_url, REPLY_SECONDS)
-    with current_app.connection_for_read(connect_timeout=REPLY_SECONDS, transport_options=limits) as connection:
+    with quick_connection() as connection:
         return {name: queue_state(connection, name)[0] for name in sorted(current_app.amqp.queues)}
 
 

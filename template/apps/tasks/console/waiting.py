@@ -11,10 +11,10 @@ from django_celery_beat.models import PeriodicTask
 from apps.background import TaskResultStatus
 from apps.background.models import EnqueuedTask
 from apps.tasks.broker.connection import Connection
-from apps.tasks.broker.options import answer_limits, is_rabbitmq
-from apps.tasks.broker.queues import configured_queues, queue_state
-from apps.tasks.models import FailedTask, OutgoingTask, UnknownQueue
-from apps.tasks.sending.unattended import REPLY_SECONDS
+from apps.tasks.broker.options import is_rabbitmq
+from apps.tasks.broker.queues import queue_state
+from apps.tasks.models import FailedTask, OutgoingTask
+from apps.tasks.sending.unattended import REPLY_SECONDS, known_queues, quick_connection
 
 # RabbitMQ keeps messages with a countdown in these queues, by the length of the wait.
 DELAY_QUEUES = [f"celery_delayed_{level}" for level in range(28)]
@@ -28,8 +28,12 @@ class Waiting(NamedTuple):
     tasks: dict[str, int]
 
     def __str__(self) -> str:
-        names = ", ".join(f"{name} ({count})" for name, count in sorted(self.tasks.items()))
-        return f"{self.place:34} {self.count:6}  {names}".rstrip()
+        return f"{self.place:34} {self.count:6}  {listed(self.tasks)}".rstrip()
+
+
+def listed(tasks: dict[str, int]) -> str:
+    """Return the names of tasks, each with its number."""
+    return ", ".join(f"{name} ({count})" for name, count in sorted(tasks.items()))
 
 
 def waiting() -> list[Waiting]:
@@ -40,24 +44,23 @@ def waiting() -> list[Waiting]:
 def _in_the_broker() -> Iterator[Waiting]:
     if current_app.conf.task_always_eager:
         return
-    names = {*configured_queues(), *UnknownQueue.objects.values_list("name", flat=True)}
-    limits = answer_limits(current_app.conf.broker_url, REPLY_SECONDS)
-    with current_app.connection_for_read(connect_timeout=REPLY_SECONDS, transport_options=limits) as connection:
-        for name in sorted(names):
+    names = known_queues()
+    with quick_connection() as connection:
+        for name in names:
             yield Waiting(f"queue {name}", _length(connection, name), {})
         if is_rabbitmq(current_app.conf.broker_url):
             yield Waiting("countdowns", sum(_length(connection, name) for name in DELAY_QUEUES), {})
         inspect = current_app.control.inspect(timeout=REPLY_SECONDS, connection=connection)
-        yield _listed("held by workers, countdowns", inspect.scheduled())
-        yield _listed("held by workers, next", inspect.reserved())
-        yield _listed("running", inspect.active())
+        yield _answered("held by workers, countdowns", inspect.scheduled())
+        yield _answered("held by workers, next", inspect.reserved())
+        yield _answered("running", inspect.active())
 
 
 def _length(connection: Connection, name: str) -> int:
     return queue_state(connection, name)[0]
 
 
-def _listed(place: str, answers: dict[str, Any] | None) -> Waiting:
+def _answered(place: str, answers: dict[str, Any] | None) -> Waiting:
     """Return what the workers have answered. A scheduled task is wrapped in its time."""
     calls = [call.get("request", call) for calls in (answers or {}).values() for call in calls]
     return Waiting(place, len(calls), Counter(call["name"] for call in calls))
@@ -70,11 +73,15 @@ def _in_the_database() -> Iterator[Waiting]:
 
 
 def _rows(place: str, names: Any) -> Waiting:
-    tasks = dict(names.annotate(times=Count("pk")).order_by())
+    tasks = _counted(names)
     return Waiting(place, sum(tasks.values()), tasks)
+
+
+def _counted(names: Any) -> dict[str, int]:
+    return dict(names.annotate(times=Count("pk")).order_by())
 
 
 def kept() -> dict[str, int]:
     """Return the enqueued tasks that have not started, which `manage.py run_due_tasks` can run without Celery."""
     ready = EnqueuedTask.objects.filter(status=TaskResultStatus.READY)
-    return _rows("", ready.values_list("path")).tasks
+    return _counted(ready.values_list("path"))

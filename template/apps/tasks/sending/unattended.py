@@ -18,6 +18,7 @@ from django.db import connections, transaction
 from django.utils import timezone
 from kombu import Queue
 
+from apps.tasks.broker.connection import Connection
 from apps.tasks.broker.options import answer_limits
 from apps.tasks.broker.queues import configured_queues, queue_state, remedy
 from apps.tasks.models import UnknownQueue
@@ -59,16 +60,26 @@ def _remember(name: str) -> None:
     _note_again[name] = monotonic() + NOTE_SECONDS
 
 
+def known_queues() -> list[str]:
+    """Return the queues of the settings, and those of other names that tasks were sent to."""
+    return sorted({*configured_queues(), *UnknownQueue.objects.values_list("name", flat=True)})
+
+
+def quick_connection() -> Connection:
+    """Return a connection for questions, which gives up soon if the broker does not answer."""
+    limits = answer_limits(current_app.conf.broker_url, REPLY_SECONDS)
+    return current_app.connection_for_read(connect_timeout=REPLY_SECONDS, transport_options=limits)
+
+
 def unattended() -> dict[str, int]:
     """Return the queues that hold messages but have no worker, with the number of messages in each.
 
     On Redis the workers are asked, so a busy worker with the pool solo does not answer and does not count. Raises an
     error of the broker or of the database if one of them does not answer.
     """
-    names = {*configured_queues(), *UnknownQueue.objects.values_list("name", flat=True)}
-    limits = answer_limits(current_app.conf.broker_url, REPLY_SECONDS)
-    with current_app.connection_for_read(connect_timeout=REPLY_SECONDS, transport_options=limits) as connection:
-        states = {name: queue_state(connection, name) for name in sorted(names)}
+    names = known_queues()
+    with quick_connection() as connection:
+        states = {name: queue_state(connection, name) for name in names}
         found = {name: messages for name, (messages, consumers) in states.items() if messages and not consumers}
         if any(states[name][1] is None for name in found):
             inspect = current_app.control.inspect(timeout=REPLY_SECONDS, connection=connection)

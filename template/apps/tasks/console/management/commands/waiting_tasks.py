@@ -6,7 +6,7 @@ from celery import current_app
 from django.core.management import BaseCommand, CommandError
 
 from apps.tasks.broker.options import broker_error
-from apps.tasks.console.waiting import kept, waiting
+from apps.tasks.console.waiting import kept, listed, waiting
 
 
 class Command(BaseCommand):
@@ -22,8 +22,7 @@ class Command(BaseCommand):
         for place in places:
             self.stdout.write(str(place))
         if tasks := kept():
-            names = ", ".join(f"{name} ({count})" for name, count in sorted(tasks.items()))
-            self.stdout.write(f"Without Celery, `manage.py run_due_tasks` runs these of them: {names}.")
+            self.stdout.write(f"Without Celery, `manage.py run_due_tasks` runs these of them: {listed(tasks)}.")
         if any(place.place != "schedule" for place in places):
             raise CommandError("Tasks wait. If you switch Celery off now, no worker runs them.")
         self.stdout.write("No task waits.")
