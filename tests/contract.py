@@ -131,6 +131,7 @@ CONTRACT = [
     Row("Dockerfile", "COPY pyproject.toml uv.lock README.md ./\n", both(containers, uv)),
     Row("Dockerfile", "pip install -c constraints.txt ${", both(containers, pip)),
     Row("Dockerfile", "uv sync --locked ", both(containers, uv)),
+    Row("Dockerfile", "streaming replies are cut off", both(containers, asgi)),
     Row("Dockerfile", '\nCMD ["gunicorn", "acme.wsgi"', both(containers, not_(asgi))),
     Row("Dockerfile", '\nCMD ["uvicorn", "acme.asgi:application"', both(containers, asgi)),
     Row("Makefile", "bootstrap_celery_tasks --remove-stale", has_celery),
@@ -336,8 +337,6 @@ def expected_questions(answers: Answers) -> set[str]:
 
 def expected_commands(answers: Answers) -> dict[str, str]:
     """How a command begins."""
-    release = "python manage.py migrate"
-    bootstrap = f"sh -c '{release} && python manage.py bootstrap_celery_tasks --remove-stale'"
     commands = {
         "uv": {
             "install": "uv sync",
@@ -359,10 +358,36 @@ def expected_commands(answers: Answers) -> dict[str, str]:
     return commands[answers["package_manager"]] | {
         "down": f"docker compose {profiles}down --remove-orphans",
         "pip": "python -m pip install -c constraints.txt --upgrade pip",
-        "release": bootstrap if has_celery(answers) else release,
         "serve": reloading if answers["use_async"] else "python manage.py runserver 0.0.0.0:8000",
         "up": "docker compose up --build --wait --remove-orphans",
     }
+
+
+def expected_processes(answers: Answers) -> dict[str, dict[str, Any]]:
+    """What runs a project in production."""
+
+    def get(address: str) -> str:
+        return f"""python -c "from urllib.request import urlopen; urlopen('http://127.0.0.1:{address}', timeout=5)\""""
+
+    def alive(name: str) -> str:
+        return f"python -m apps.tasks.worker.alive {name}"
+
+    release = "python manage.py migrate"
+    bootstrap = f"sh -c '{release} && python manage.py bootstrap_celery_tasks --remove-stale'"
+    gunicorn = "gunicorn acme.wsgi --bind=0.0.0.0:8000 --access-logfile=-"
+    uvicorn = "uvicorn acme.asgi:application --host 0.0.0.0 --port 8000 --timeout-graceful-shutdown 8"
+    found = {
+        "release": {"command": bootstrap if has_celery(answers) else release},
+        "web": {"check": get("8000/up"), "command": uvicorn if asgi(answers) else gunicorn, "stop_seconds": 10},
+    }
+    if has_celery(answers):
+        found |= {
+            "beat": {"check": alive("beat"), "command": "celery -A acme beat -l info", "stop_seconds": 10},
+            "worker": {"check": alive("worker"), "command": "celery -A acme worker -l info", "stop_seconds": 30},
+        }
+    if flower(answers):
+        found["flower"] = {"check": get("5555/healthcheck"), "command": "celery -A acme flower", "stop_seconds": 10}
+    return found
 
 
 def answer_breaches(renderer: Renderer, answers: Answers) -> Iterator[str]:
@@ -372,6 +397,7 @@ def answer_breaches(renderer: Renderer, answers: Answers) -> Iterator[str]:
         "features": expected_features(answers),
         "celery_reasons": expected_reasons(answers),
         "commands": expected_commands(answers),
+        "processes": expected_processes(answers),
     }
     for name, value in expected.items():
         if context[name] != value:
@@ -457,7 +483,7 @@ def validation_breaches(renderer: Renderer) -> Iterator[str]:
             yield f"another slug than {slug} is offered for {name!r}"
         if refused("project_slug", slug):
             yield f"project_slug refuses {slug!r}"
-    for name in ("celery_reasons", "commands", "features"):
+    for name in ("celery_reasons", "commands", "features", "processes"):
         if f"{name} is computed" not in refused(name, "{}"):
             yield f"{name} can be set"
     if refused("features", {}, given={"_src_path": "template"}):

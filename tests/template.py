@@ -253,7 +253,7 @@ class Renderer:
             return self.environment.get_template(template).render(context)
         read = names_read(name)
         key = (name, *(str(context["features"][feature]) for feature in read.features))
-        key += tuple(context[name] for name in TEXTS) + ((str(context["commands"]),) if read.commands else ())
+        key += tuple(context[name] for name in TEXTS) + tuple(str(context[name]) for name in read.mappings)
         if key not in self.rendered:
             self.rendered[key] = self.environment.get_template(template).render(context)
         return self.rendered[key]
@@ -312,10 +312,10 @@ def raw(name: str) -> bytes:
 
 
 class Read(NamedTuple):
-    """What a file of the template reads: keys of `features`, and whether it reads `commands`."""
+    """What a file of the template reads: keys of `features`, and which of the other mappings."""
 
     features: tuple[str, ...]
-    commands: bool
+    mappings: tuple[str, ...]
 
 
 @cache
@@ -324,4 +324,6 @@ def names_read(name: str) -> Read:
     tree = make_environment().parse(raw(name).decode())
     read = [(node.node.name, node.attr) for node in tree.find_all(nodes.Getattr) if isinstance(node.node, nodes.Name)]
     features = {attribute for mapping, attribute in read if mapping == "features"}
-    return Read(tuple(sorted(features)), any(mapping == "commands" for mapping, _ in read))
+    # A file that goes through a whole mapping names it, but none of its keys.
+    named = {node.name for node in tree.find_all(nodes.Name)}
+    return Read(tuple(sorted(features)), tuple(sorted({"commands", "processes"} & named)))

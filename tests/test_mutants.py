@@ -172,7 +172,10 @@ def file_breaches(renderer: Renderer, name: str) -> Iterator[str]:
     seen = set()
     for answers in template.distinct_answers():
         context = original.context(answers)
-        key = (*(context["features"][feature] for feature in read.features), read.commands and str(context["commands"]))
+        key = (
+            *(context["features"][feature] for feature in read.features),
+            *(str(context[mapping]) for mapping in read.mappings),
+        )
         if key in seen or (path, name) not in original.paths(context):
             continue
         seen.add(key)
