@@ -72,6 +72,7 @@ def test_the_readme_says_for_each_line_what_is_lost_without_it():
 
 @pytest.mark.lengthy
 @pytest.mark.run
+@pytest.mark.slow
 def test_without_any_line_a_worker_runs_its_tasks(template_repo, tmp_path):
     project, programs = installed(template_repo, tmp_path, "3.13", use_flower=False)
     run(project, programs / "python", "manage.py", "migrate", DEBUG="1")

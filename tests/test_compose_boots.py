@@ -160,7 +160,7 @@ def redis_stack(stacks: Stacks) -> Stack:
     return stacks.get("redis")
 
 
-@pytest.fixture(params=["redis", "rabbitmq"])
+@pytest.fixture(params=["redis", pytest.param("rabbitmq", marks=pytest.mark.slow)])
 def stack(request: pytest.FixtureRequest, stacks: Stacks) -> Stack:
     return stacks.get(request.param)
 
@@ -305,6 +305,7 @@ def test_switched_off_celery_leaves_no_container_and_the_project_runs_without_it
     assert set(volumes) == {f"{stack.name}_postgres-data", f"{stack.name}_redis-data"}
 
 
+@pytest.mark.slow
 def test_make_down_ends_every_container_even_those_of_a_profile_that_is_off_by_now(stacks):
     stack = stacks.take("rabbitmq")
     assert "flower" in stack.containers()

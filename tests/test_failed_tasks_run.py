@@ -200,7 +200,12 @@ HANG = {"hang": ("TimeLimitExceeded(2,)", 1)}
 
 @pytest.mark.parametrize(
     "pool, failures",
-    [("prefork", FAILURES | HANG), ("threads", FAILURES), ("gevent", FAILURES | HANG), ("solo", FAILURES)],
+    [
+        ("prefork", FAILURES | HANG),
+        pytest.param("threads", FAILURES, marks=pytest.mark.slow),
+        ("gevent", FAILURES | HANG),
+        pytest.param("solo", FAILURES, marks=pytest.mark.slow),
+    ],
 )
 def test_what_fails_for_good_leaves_a_row_on(site, pool, failures):
     expected = {f"acme.trials.{name}": row for name, row in failures.items()}
@@ -261,8 +266,8 @@ def kept(worker: Program) -> int:
     "pool, tasks",
     [
         ("prefork", ["fail", "hang", "nowhere"]),
-        ("threads", ["fail", "nowhere"]),
-        ("gevent", ["fail", "hang", "nowhere"]),
+        pytest.param("threads", ["fail", "nowhere"], marks=pytest.mark.slow),
+        pytest.param("gevent", ["fail", "hang", "nowhere"], marks=pytest.mark.slow),
     ],
 )
 def test_the_message_is_kept_until_the_row_is_written_on(site, pool, tasks):

@@ -211,8 +211,12 @@ PACKAGES = pytest.mark.parametrize("packages", ["tested", pytest.param("newest",
 @PACKAGES
 @pytest.mark.parametrize(
     "version, server, broker, in_one",
-    [("3.13", redis_server, "redis", False), ("3.12", rabbitmq_server, "rabbitmq", True)],
-    ids=["redis", "rabbitmq-and-beat-in-the-worker"],
+    [
+        pytest.param("3.13", redis_server, "redis", False, id="redis"),
+        pytest.param(
+            "3.12", rabbitmq_server, "rabbitmq", True, id="rabbitmq-and-beat-in-the-worker", marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_tasks_run_with_uv_and(template_repo, tmp_path, version, server, broker, in_one, packages):
     project = template.copy(template_repo, tmp_path.resolve() / "acme", celery_broker=broker)
@@ -310,8 +314,10 @@ WORKFLOWS = {
         template.DEFAULTS | template.EVERYTHING | {"package_manager": "pip", "python_version": "3.11"},
         {"background", "chat", "jobs", "subscriptions", "tasks", "teams", "users", "web"},
     ),
-    "subscriptions-without-celery": (
-        template.DEFAULTS | template.OFF | {"subscriptions": "standard"},
+    "subscriptions-with-pip-and-without-celery": (
+        template.DEFAULTS
+        | template.OFF
+        | {"package_manager": "pip", "python_version": "3.11", "subscriptions": "standard"},
         {"background", "subscriptions", "teams", "users", "web"},
     ),
 }
@@ -319,7 +325,13 @@ WORKFLOWS = {
 
 @pytest.mark.lengthy
 @PACKAGES
-@pytest.mark.parametrize("answers, own_tests", WORKFLOWS.values(), ids=WORKFLOWS)
+@pytest.mark.parametrize(
+    "answers, own_tests",
+    [
+        pytest.param(*workflow, id=name, marks=[pytest.mark.slow] if name == "everything-with-pip" else [])
+        for name, workflow in WORKFLOWS.items()
+    ],
+)
 def test_the_workflow_would_pass(template_repo, tmp_path, answers, own_tests, packages):
     project = tmp_path.resolve() / "project"
     copier.run_copy(str(template_repo), project, data=answers, defaults=True, quiet=True)

@@ -75,7 +75,7 @@ def project(template_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return project
 
 
-@pytest.fixture(params=["redis", "rabbitmq"])
+@pytest.fixture(params=["redis", pytest.param("rabbitmq", marks=pytest.mark.slow)])
 def broker(request: pytest.FixtureRequest, tmp_path: Path, project: Path) -> Iterator[str]:
     """The URL of a broker; what uses it ends before it does."""
     server = {"redis": redis_server, "rabbitmq": rabbitmq_server}[request.param]

@@ -155,7 +155,9 @@ def test_no_toggle_leaves_rejects_markers_or_empty_folders(project):
     assert [path for path, (_, content) in files.items() if MARKERS.search(content)] == []
 
 
-@pytest.mark.parametrize("manager, path", [("uv", "uv.lock"), ("pip", "constraints.txt")])
+@pytest.mark.parametrize(
+    "manager, path", [("uv", "uv.lock"), pytest.param("pip", "constraints.txt", marks=pytest.mark.slow)]
+)
 def test_what_the_owner_has_locked_is_left_alone_and_the_tested_versions_follow(project, render, manager, path):
     made = project(package_manager=manager)
     (made / path).write_text("# mine\n")

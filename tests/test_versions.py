@@ -3,7 +3,7 @@
 import re
 import subprocess
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +81,33 @@ def test_each_lock_has_what_the_project_needs_and_nothing_else(projects):
         assert set(listed) == reached(lock) and len(set(listed)) == len(listed)
 
 
-@pytest.mark.parametrize("slug", ["acme", "my__project_", "zebra", "django_allauth_ui"])
-def test_a_lock_stands_in_the_order_and_under_the_name_that_uv_writes(renderer, tmp_path, slug):
-    files = renderer.project(template.DEFAULTS | {"project_slug": slug})
+SLUGS = ["acme", "my__project_", "zebra", "django_allauth_ui"]
+
+
+def uv_lock(folder: Path, files: Mapping[str, bytes], *options: str) -> None:
+    """Write what uv needs of a project into a folder, and run `uv lock` there."""
     for name in ("pyproject.toml", "uv.lock", "README.md"):
-        (tmp_path / name).write_bytes(files[name])
+        (folder / name).write_bytes(files[name])
+    subprocess.run([needed("uv"), "lock", *options], cwd=folder, env=environment(), check=True)
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_a_lock_names_the_project_as_uv_does_and_in_its_place(renderer, tmp_path, slug):
+    files = renderer.project(template.DEFAULTS | {"project_slug": slug})
+    # That uv takes it shows the name: with another one, the project would be missing from the lock.
+    uv_lock(tmp_path, files, "--check", "--offline", "--no-cache")
+    names = [package["name"] for package in packages(files["uv.lock"])]
+    assert names == sorted(names) and re.sub("_+", "-", slug.strip("_")) in names
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize("slug", SLUGS)
+def test_a_lock_that_uv_writes_anew_is_the_same(renderer, tmp_path, slug):
+    """uv asks the package index for this, and a file that was added there since then changes the lock."""
+    files = renderer.project(template.DEFAULTS | {"project_slug": slug})
     # A lock that is not the current one is written anew: here by another version of the project.
-    text = files["pyproject.toml"].decode()
-    (tmp_path / "pyproject.toml").write_text(text.replace('version = "0.1.0"', 'version = "0.1.1"'))
-    subprocess.run([needed("uv"), "lock", "--offline"], cwd=tmp_path, env=environment(), check=True)
+    files["pyproject.toml"] = files["pyproject.toml"].replace(b'version = "0.1.0"', b'version = "0.1.1"')
+    uv_lock(tmp_path, files)
     written = (tmp_path / "uv.lock").read_text()
     own = f'name = "{re.sub("_+", "-", slug.strip("_"))}"\nversion = "0.1.1"'
     assert own in written

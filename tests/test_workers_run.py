@@ -241,6 +241,7 @@ def test_a_task_of_a_killed_gevent_worker_comes_back(project, tmp_path, redis):
         assert wait_until(lambda: runs(trace) > 1), second.text
 
 
+@pytest.mark.slow
 def test_a_gevent_worker_with_nothing_to_do_gives_back_what_a_dead_one_held(project, tmp_path, redis):
     def ask(*words: str) -> str:
         return run(tmp_path, needed("redis-cli"), "-u", redis[1], *words).strip()
@@ -348,6 +349,7 @@ def test_a_worker_without_tasks_ends_while_redis_hangs(project, tmp_path, redis)
     prove_that_it_ends_though_the_broker_hangs(project, tmp_path, redis[0].process.pid, redis[1], POOLS)
 
 
+@pytest.mark.slow
 def test_a_worker_without_tasks_ends_while_rabbitmq_hangs(project, tmp_path, rabbitmq):
     prove_that_it_ends_though_the_broker_hangs(project, tmp_path, rabbitmq_pid(rabbitmq), rabbitmq, POOLS)
 

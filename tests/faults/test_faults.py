@@ -53,6 +53,7 @@ def test_a_killed_worker_loses_nothing(outcomes):
     assert not others(outcomes, lost=0, stuck=0, failed=0)
 
 
+@pytest.mark.slow
 @after(faults.killed_in_a_look)
 def test_a_worker_that_dies_with_the_lock_on_what_others_held_loses_nothing(outcomes):
     assert not others(outcomes, lost=0, stuck=0, failed=0)
@@ -73,17 +74,20 @@ def test_a_task_that_no_worker_knows_is_kept_as_failed(outcomes):
     assert not others(outcomes, failed=1, lost=0, stuck=0, twice=0)
 
 
+@pytest.mark.slow
 @after(faults.hung_tasks)
 def test_tasks_that_hang_are_kept_as_failed_and_hold_up_no_other(outcomes):
     assert not others(outcomes, failed=4, lost=0, stuck=0, twice=0)
 
 
+@pytest.mark.slow
 @after(faults.busy_neighbour)
 def test_tasks_do_not_wait_behind_a_worker_that_is_busy(outcomes):
     assert not others(outcomes, lost=0, stuck=0, failed=0, twice=0, again=0)
     assert not others(outcomes, note="0 others waited for them")
 
 
+@pytest.mark.slow
 @after(faults.burst)
 def test_many_tasks_that_end_at_once_are_acknowledged(outcomes):
     assert not others(outcomes, lost=0, stuck=0, failed=0, twice=0, again=0)
@@ -108,11 +112,13 @@ def test_a_broker_that_was_away_loses_nothing(outcomes):
     assert not others(outcomes, lost=0, stuck=0, failed=0)
 
 
+@pytest.mark.slow
 @after(faults.broker_flapping)
 def test_a_broker_that_comes_and_goes_loses_nothing(outcomes):
     assert not others(outcomes, lost=0, stuck=0, failed=0)
 
 
+@pytest.mark.slow
 @after(faults.silent_network)
 def test_a_network_that_swallows_messages_loses_nothing(outcomes):
     assert not others(outcomes, lost=0, stuck=0, failed=0)
@@ -123,6 +129,7 @@ def test_a_failover_of_redis_loses_nothing_and_ends_no_worker(outcomes):
     assert not others(outcomes, lost=0, stuck=0, failed=0, note="the worker was started 1 times")
 
 
+@pytest.mark.slow
 @after(faults.broken_chord)
 def test_a_chord_goes_on_although_parts_of_it_run_twice(outcomes):
     assert not others(outcomes, sent=200, lost=0, stuck=0, failed=0)
@@ -159,6 +166,7 @@ def test_clearing_the_cache_leaves_the_queue(outcomes):
     assert not others(outcomes, lost=0, twice=0)
 
 
+@pytest.mark.slow
 @after(faults.full_redis)
 def test_a_redis_without_memory_refuses_tasks_and_loses_none(outcomes):
     assert not others(outcomes, lost=0, stuck=0)
@@ -204,22 +212,26 @@ def test_a_killed_worker_loses_no_enqueued_task(outcomes):
     assert not others(outcomes, lost=0, stuck=0, failed=0)
 
 
+@pytest.mark.slow
 @enqueued_after(faults.stopped_in_mid_task)
 def test_a_worker_that_is_not_given_the_time_to_end_gives_back_enqueued_tasks(outcomes):
     assert not others(outcomes, lost=0, stuck=0, failed=0, note="ended in time")
 
 
+@pytest.mark.slow
 @enqueued_after(faults.broker_away)
 def test_while_the_broker_is_away_enqueued_tasks_are_neither_refused_nor_lost(outcomes):
     assert not others(outcomes, sent=200, refused=0, lost=0, stuck=0, failed=0)
 
 
+@pytest.mark.slow
 @enqueued_after(faults.transactions)
 def test_tasks_are_enqueued_when_the_transaction_is_committed_and_never_after_a_rollback(outcomes):
     assert not others(outcomes, sent=100, lost=0, twice=0)
     assert not others(outcomes, note="0 ran after a rollback")
 
 
+@pytest.mark.slow
 @enqueued_after(faults.poison_task)
 def test_an_enqueued_task_that_kills_its_worker_is_kept_as_failed_and_harms_no_other(outcomes):
     assert not others(outcomes, failed=1, lost=0, stuck=0)

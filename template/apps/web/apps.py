@@ -1,6 +1,9 @@
+import os
+from importlib import import_module
 from importlib.util import find_spec
 
 from django.apps import AppConfig
+from django.utils.autoreload import DJANGO_AUTORELOAD_ENV
 from django.utils.module_loading import autodiscover_modules
 
 
@@ -12,6 +15,10 @@ class WebConfig(AppConfig):
 
     def ready(self) -> None:
         """Let every app register its health checks."""
+        if DJANGO_AUTORELOAD_ENV in os.environ:
+            # Under `runserver`, one thread imports the URLs while another one imports the template tags. allauth's modules
+            # import each other, so either thread could meet a half imported one, and the server would not start.
+            import_module("allauth.account.utils")
         autodiscover_modules("health")
 
     def switched_on(self) -> list[str]:

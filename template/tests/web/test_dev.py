@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from contextlib import suppress
@@ -251,3 +252,11 @@ def test_the_command_runs_once_in_a_folder(settings):
     settings.DEBUG = True
     with only_one_here(), pytest.raises(CommandError, match="runs in this folder already"):
         call_command("dev")
+
+
+@pytest.mark.parametrize("first", ["allauth.account.stages", "allauth.account.utils"])
+def test_under_the_reloader_the_pages_of_accounts_can_be_imported_from_either_end(first):
+    """One thread of it imports the URLs while another one imports the template tags."""
+    command = [sys.executable, "-c", f"import django; django.setup(); import {first}"]
+    done = subprocess.run(command, env=os.environ | {"RUN_MAIN": "true"}, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
