@@ -1,0 +1,48 @@
+"""The production files of one server are a rendering of the process model."""
+
+import re
+
+import pytest
+import yaml
+
+from tests import template
+
+FOLDER = "deploy/compose"
+
+
+def services(renderer: template.Renderer, **answers: object) -> dict[str, dict]:
+    """The services of the production compose file under these answers."""
+    files = renderer.project(template.DEFAULTS | {"deploy": ["compose"]} | answers)
+    return yaml.safe_load(files[f"{FOLDER}/compose.yaml"])["services"]
+
+
+@pytest.mark.parametrize("answers", template.pair_cover(), ids=template.label)
+def test_each_process_of_the_model_is_a_service_as_the_model_says(renderer, answers):
+    answers = answers | {"deploy": ["compose"]}
+    model = renderer.context(answers)["processes"]
+    found = services(renderer, **answers)
+    assert {name for name, service in found.items() if "build" in service} == model.keys()
+    for name, process in model.items():
+        service = found[name]
+        concurrency = f" --concurrency={process['concurrency']}" if name == "worker" else ""
+        assert service["command"] == process["command"] + concurrency
+        assert service["mem_limit"] == f"{process['memory_mb']}m"
+        if name != "release":
+            assert service["healthcheck"]["test"] == process["check"]
+            assert service["scale"] == process["count"]
+            assert service["stop_grace_period"] == f"{process['stop_seconds']}s"
+    assert found["web"]["environment"]["WEB_CONCURRENCY"] == str(model["web"]["concurrency"])
+    if "worker" in model:
+        seconds = int(found["worker"]["environment"]["WORKER_STOP_SECONDS"])
+        assert 0 < seconds < model["worker"]["stop_seconds"]
+
+
+@pytest.mark.parametrize("answers", [{}, {"celery_broker": "rabbitmq"}, template.OFF], ids=template.label)
+def test_every_variable_that_the_server_needs_is_in_its_example(renderer, answers):
+    files = renderer.project(template.DEFAULTS | {"deploy": ["compose"]} | answers)
+    texts = {path: content.decode() for path, content in files.items() if path.startswith(FOLDER)}
+    filled_in = set(re.findall(r"\{?\$\{?([A-Z_]+)", texts[f"{FOLDER}/compose.yaml"] + texts[f"{FOLDER}/Caddyfile"]))
+    offered = set(re.findall(r"^(?:# )?([A-Z_]+)=", texts[f"{FOLDER}/.env.example"], re.MULTILINE))
+    assert filled_in <= offered | {"FLOWER_PORT"}
+    required = set(re.findall(r"\$\{([A-Z_]+):\?", texts[f"{FOLDER}/compose.yaml"]))
+    assert required <= set(re.findall(r"^([A-Z_]+)=", texts[f"{FOLDER}/.env.example"], re.MULTILINE))
