@@ -16,8 +16,8 @@ class WebConfig(AppConfig):
     def ready(self) -> None:
         """Let every app register its health checks."""
         if DJANGO_AUTORELOAD_ENV in os.environ:
-            # Under `runserver`, one thread imports the URLs while another one imports the template tags. allauth's modules
-            # import each other, so either thread could meet a half imported one, and the server would not start.
+            # Under `runserver`, one thread imports the URLs while another one imports the template tags. Modules of
+            # allauth import each other, so a thread could meet a half imported one, and the server would not start.
             import_module("allauth.account.utils")
         autodiscover_modules("health")
 
