@@ -20,8 +20,9 @@ SHARED = [
     ("Tools", "Which tool installs the packages?"),
     ("Tools", "Which Python do the image and CI use?"),
     ("Tools", "What runs in Docker during development?"),
+    ("Tools", "Where will it run in production?"),
 ]
-OF_CELERY = ["Which broker carries the tasks", "Watch workers and tasks in a browser"]
+OF_CELERY = ["Which broker carries the tasks", "How does a worker run tasks", "Watch workers and tasks in a browser"]
 # The width of a terminal that nobody has resized.
 COLUMNS = 80
 GROUPS = ["Project", "Tools", "Features", "Celery"]
