@@ -92,7 +92,7 @@ def sync(project: Path, version: str, *options: str) -> Path:
     if Bytecode.store:
         # The environment that this process has made before has been used in the meantime.
         if Bytecode.last:
-            link_bytecode(Bytecode.last, Bytecode.store)
+            link_bytecode(Bytecode.last, Bytecode.store, keep_all=True)
         Bytecode.last = project / ".venv/lib"
         link_bytecode(Bytecode.store, Bytecode.last)
     return project / ".venv/bin"
@@ -105,15 +105,19 @@ class Bytecode:
     last: Path | None = None
 
 
-def link_bytecode(source: Path, target: Path) -> None:
+def link_bytecode(source: Path, target: Path, keep_all: bool = False) -> None:
     """Give the compiled modules of one environment to another, because compiling Django and Celery takes seconds.
+
+    The other one may be the store of all environments, which keeps those of every package (`keep_all`).
 
     uv links the same files into all environments, and Python takes compiled code only for the file that it was compiled
     from. So whatever does not fit is not used.
     """
     for folder, _, names in os.walk(source):
         place = target / os.path.relpath(folder, source)
-        for name in names if folder.endswith("__pycache__") else ():
+        # A folder of a package that is not installed would be a package itself, and an empty one.
+        to_share = folder.endswith("__pycache__") and (keep_all or place.parent.is_dir())
+        for name in names if to_share else ():
             # It is there already, or the environment has been deleted.
             with suppress(OSError):
                 place.mkdir(parents=True, exist_ok=True)

@@ -114,7 +114,7 @@ def test_a_queue_that_no_worker_takes_from_is_named_until_one_does(project, tmp_
         assert "A task goes to the queue emials, which" in python(SEND, str(tmp_path))
         assert wait_until(lambda: size(tmp_path / "held") == PLACES), busy.text
         named = "no worker takes from emials (2 waiting), reports (1 waiting)"
-        assert named in python(ASK_HEALTH)
+        assert wait_until(lambda: named in python(ASK_HEALTH))
         beat = (project / ".venv/bin/python", "-c", BEAT)
         variables = {"ALIVE_DIRECTORY": str(tmp_path), "CELERY_BROKER_URL": broker, "DEBUG": "1"}
         with started(project, tmp_path / "beat.log", *beat, **variables) as program:
