@@ -3,6 +3,7 @@
 Conditions are written on the raw answers, in words of their own, so that a wrong condition in the template disagrees.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -553,6 +554,12 @@ def validation_breaches(renderer: Renderer) -> Iterator[str]:
             yield f"another slug than {slug} is offered for {name!r}"
         if refused("project_slug", slug):
             yield f"project_slug refuses {slug!r}"
+    for pool, has_chat in itertools.product(("prefork", "threads", "gevent"), (False, True)):
+        said = renderer.string(
+            questions()["celery_pool"]["validator"], known | {"celery_pool": pool, "use_ai_chat": has_chat}
+        )
+        if bool(said.strip()) != (pool == "gevent" and has_chat):
+            yield f"{pool} is {'' if said.strip() else 'not '}refused {'with' if has_chat else 'without'} the chat"
     for name in ("celery_reasons", "commands", "features", "processes"):
         if f"{name} is computed" not in refused(name, "{}"):
             yield f"{name} can be set"
@@ -598,6 +605,10 @@ MESSAGES = [
     message("Celery     on, with RabbitMQ in production", rabbitmq),
     message("in production and with Flower\n", flower),
     message("Celery     off\n", not_(has_celery)),
+    message("Deploy     compose, kubernetes, kamal, procfile, render, fly\n", target("compose")),
+    message("Deploy     nowhere yet\n", not_(target("compose"))),
+    message("Pool       gevent\n", gevent),
+    message("Pool       threads\n", threads),
     message("Server     uvicorn (ASGI)\n", asgi),
     message("Server     gunicorn (WSGI)\n", not_(asgi)),
     message("Packages   installed by uv\n", uv),

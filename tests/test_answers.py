@@ -181,3 +181,22 @@ def test_every_question_has_help_a_default_and_where_it_is_open_a_validator():
 
 def test_nobody_is_asked_to_trust_the_template():
     assert not {"_tasks", "_migrations", "_jinja_extensions"} & set(template.settings())
+
+
+def test_gevent_is_refused_with_ai_chat_and_gives_way_to_prefork_when_the_chat_comes_later(
+    template_repo, project, tmp_path
+):
+    sentence = "celery_pool: AI chat runs async tasks, which gevent cannot run. Choose prefork or threads"
+    assert sentence in refusal(template_repo, tmp_path / "refused", celery_pool="gevent", use_ai_chat=True)
+    assert not (tmp_path / "refused").exists()
+    made = project(celery_pool="gevent")
+    template.update(made, use_ai_chat=True)
+    assert recorded(made)["celery_pool"] == "prefork"
+    assert "gevent" not in (made / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize("answer", [["compose", "nowhere"], "nowhere"])
+def test_targets_are_a_list_of_those_that_there_are(template_repo, tmp_path, answer):
+    with pytest.raises((TypeError, ValueError), match=r"deploy|Not a YAML list"):
+        template.copy(template_repo, tmp_path / "acme", deploy=answer)
+    assert not (tmp_path / "acme").exists()
