@@ -1,7 +1,7 @@
 """A stop that reaches all processes of a worker at once loses no task, and counts no more than any other stop.
 
-Heroku sends SIGTERM to every process of a dyno, and systemd and runners of Procfiles do the like. The children of a worker
-die of it, in the middle of their tasks.
+Heroku sends SIGTERM to every process of a dyno, and systemd and runners of Procfiles do the like. The children of a
+worker die of it, in the middle of their tasks.
 """
 
 import os
