@@ -450,6 +450,21 @@ def test_no_command_needs_a_shell_around_it(project):
         assert words[:2] == ["sh", "-c"] or not re.search(r"[$|;&<>]", project.command(name)), words
 
 
+@pytest.mark.parametrize("page", ["deploy-heroku", "deploy-fly"])
+def test_the_figures_on_a_page_are_those_of_the_processes(renderer, page):
+    project = Project(renderer, {})
+    text = (template.ROOT / f"docs/how-to/{page}.md").read_text()
+    for name, value in project.variables().items():
+        assert set(re.findall(rf"\b{name}=(\d+)", text)) <= {value}, name
+    for command in re.findall(r"^\$ (?:heroku ps:scale|fly scale count) (.*)$", text, re.MULTILINE):
+        counts = dict(each.split("=") for each in command.split())
+        assert counts == {name: str(project.processes[name]["count"]) for name in ("web", "beat", "worker")}
+    sizes = dict(re.findall(r"\b(\w+)=(standard-\dx)", text))
+    formation = json.loads(project.text("app.json"))["formation"]
+    assert sizes in ({}, {name: dynos["size"] for name, dynos in formation.items()})
+    assert "heroku ps:scale web=" in text or "fly scale count web=" in text
+
+
 TOOLS = {
     "config/deploy.yml": "yamllint",
     "heroku.yml": "yamllint",

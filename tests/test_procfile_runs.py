@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import yaml
 
 from tests.browser import Browser, free_port
 from tests.dev_support import left_in, wait_until
@@ -70,4 +72,19 @@ def test_a_project_without_celery_has_a_web_server_and_a_release(template_repo, 
         runner.says(r"Listening at: http://0\.0\.0\.0:" + str(port))
         assert wait_until(lambda: Browser(f"http://127.0.0.1:{port}").get("/up")[0] == 200), runner.text
     assert "SIGKILL" not in runner.text
+    assert not left_in(project)
+
+
+def test_the_shell_of_heroku_leaves_its_place_to_the_web_server(template_repo, tmp_path):
+    project, port = made(template_repo, tmp_path, use_celery=False), free_port()
+    variables = production(project, PORT=str(port))
+    release(project, variables)
+    web = yaml.safe_load((project / "heroku.yml").read_text())["run"]["web"]
+    with started(project, tmp_path / "web.log", "/bin/sh", "-c", web, **variables) as program:
+        program.says(r"Listening at: http://0\.0\.0\.0:" + str(port))
+        process = psutil.Process(program.process.pid)
+        assert "gunicorn" in " ".join(process.cmdline())
+        workers = int(variables["WEB_CONCURRENCY"])
+        assert wait_until(lambda: len(process.children()) == workers), program.text
+        assert wait_until(lambda: Browser(f"http://127.0.0.1:{port}").get("/up")[0] == 200), program.text
     assert not left_in(project)
