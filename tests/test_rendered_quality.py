@@ -366,7 +366,7 @@ def python_files(outputs: dict[str, list[bytes]]) -> Iterator[tuple[str, bytes]]
 
 def test_no_name_of_ours_is_that_of_a_package_or_folder_of_the_project(outputs):
     """`import apps.shop` binds the name `apps`: what else has this name in a module breaks at that line."""
-    taken = {path.split("/")[0].removesuffix(".py") for path in outputs}
+    taken = {path.split("/")[0].removesuffix(".py") for path in outputs if path.endswith(".py")}
     shadowed = {
         f"{path}:{line}: {name}"
         for path, content in python_files(outputs)

