@@ -14,12 +14,21 @@ from tests import template
 from tests.browser import Browser, free_port
 from tests.containers import NEEDS_ENGINE, OWNER, Stack
 from tests.dev_support import wait_until
+from tests.kubernetes import Manifest, manifests
 from tests.processes import EVERY_SECOND
 
 PASSWORD = "someone:a-secret"
 # In everything private that lies in the folder when the image is made.
 CANARY = "do-not-ship-me"
-PRIVATE = (".env", ".env.production", ".git/description", "db.sqlite3", "media/letter.txt")
+PRIVATE = (
+    ".env",
+    ".env.production",
+    ".git/description",
+    "db.sqlite3",
+    "deploy/compose/.env",
+    "deploy/kubernetes/settings.env",
+    "media/letter.txt",
+)
 
 pytestmark = NEEDS_ENGINE
 
@@ -29,7 +38,7 @@ def started(folder: Path) -> Iterator[Stack]:
     stack = Stack(folder)
     template.commit_all(folder, "Start")
     for name in PRIVATE:
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"CANARY={CANARY}\n")
     # As .env.example says.
     with (folder / ".env").open("a") as settings:
@@ -175,6 +184,69 @@ PRODUCTION = {
 }
 
 
+class Pods:
+    """Containers with what the manifests of pods give them, in the network of a stack."""
+
+    def __init__(self, stack: Stack, manifests: dict[str, Manifest]) -> None:
+        self.manifests = manifests
+        worker = stack.inspect("worker")
+        self.image, [self.network] = worker["Image"], worker["NetworkSettings"]["Networks"]
+        self.started: dict[str, str] = {}
+
+    def start(self, name: str, kind: str = "containers") -> None:
+        """Start a pod's container as Kubernetes does."""
+        pod = self.manifests[name]
+        [container] = pod[kind]
+        user, rights = pod["securityContext"], container["securityContext"]
+        options = [f"--network={self.network}", f"--user={user['runAsUser']}:{user['runAsGroup']}"]
+        options += [f"--cap-drop={capability}" for capability in rights["capabilities"]["drop"]]
+        options += ["--read-only"] if rights["readOnlyRootFilesystem"] else []
+        options += [] if rights["allowPrivilegeEscalation"] else ["--security-opt=no-new-privileges"]
+        options += [f"--tmpfs={volume['mountPath']}" for volume in container["volumeMounts"]]
+        options.append(f"--memory={container['resources']['limits']['memory'].removesuffix('i')}")
+        own = {each["name"]: each["value"] for each in container.get("env", [])}
+        options += [f"--env={name}={value}" for name, value in (PRODUCTION | POD_SETTINGS | own).items()]
+        command = ["docker", "run", "--detach", *options, self.image, *container["command"]]
+        if name in self.started:
+            subprocess.run(["docker", "rm", "--force", self.started[name]], check=True, capture_output=True)
+        self.started[name] = subprocess.check_output(command, text=True).strip()
+
+    def passes(self, name: str, kind: str) -> bool:
+        """Whether a pod passes its probe of this kind, or has none."""
+        probe = self.manifests[name]["containers"][0].get(kind, {})
+        command = probe.get("exec", {}).get("command", ["true"])
+        if "httpGet" in probe:
+            command = ["python", "-c", AS_KUBELET, "http://127.0.0.1:{port}{path}".format(**probe["httpGet"])]
+        return subprocess.run(["docker", "exec", self.started[name], *command], capture_output=True).returncode == 0
+
+    def exit_code(self, name: str) -> int:
+        """Wait for a pod's container to end; return its exit code."""
+        return int(subprocess.check_output(["docker", "wait", self.started[name]], timeout=PATIENCE_SECONDS))
+
+    def stop(self, name: str) -> None:
+        """Ask a pod's container to end, and kill it after the time that the manifest gives."""
+        seconds = self.manifests[name]["terminationGracePeriodSeconds"]
+        command = ["docker", "stop", f"--time={seconds}", self.started[name]]
+        subprocess.run(command, check=True, capture_output=True)
+
+    def log(self, name: str) -> str:
+        command = ["docker", "logs", self.started[name]]
+        return subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout
+
+    def says(self, name: str, words: str) -> bool:
+        """Wait until a pod's log has these words."""
+        return wait_until(lambda: words in self.log(name))
+
+
+# Kubernetes asks a pod by its address.
+AS_KUBELET = "import sys, urllib.request as r; r.urlopen(r.Request(sys.argv[1], headers={'Host': '10.1.2.3'}))"
+POD_SETTINGS = {
+    "CELERY_BROKER_URL": "redis://redis:6379/1",
+    "DATABASE_URL": "postgres://postgres:postgres@postgres:5432/pods",
+    "FLOWER_BASIC_AUTH": PASSWORD,
+}
+
+
 def test_the_image_serves_in_production(redis_stack):
     worker, port = redis_stack.inspect("worker"), free_port()
     [network] = worker["NetworkSettings"]["Networks"]
@@ -191,6 +263,32 @@ def test_the_image_serves_in_production(redis_stack):
         assert (status, browser.get(style)[0]) == (200, 200)
     finally:
         subprocess.run(["docker", "stop", container], check=True, capture_output=True)
+
+
+@pytest.fixture
+def pods(redis_stack: Stack, renderer: template.Renderer, tmp_path: Path) -> Iterator[Pods]:
+    """What a cluster would run of the project, with a database and a queue of its own."""
+    redis_stack.compose("exec", "-T", "postgres", "createdb", "--username=postgres", "pods")
+    made = Pods(redis_stack, manifests(renderer, tmp_path).pods)
+    try:
+        yield made
+    finally:
+        subprocess.run(["docker", "rm", "--force", *made.started.values()], check=True, capture_output=True)
+
+
+def test_pods_wait_for_their_release_and_become_ready_with_no_more_rights_than_their_manifests_give(pods):
+    pods.start("web", "initContainers")
+    assert pods.says("web", "Waiting for the release")
+    pods.start("release")
+    assert pods.exit_code("release") == pods.exit_code("web") == 0
+    for name in ("beat", "flower", "web", "worker"):
+        pods.start(name)
+    for name in ("beat", "flower", "web", "worker"):
+        for kind in ("startupProbe", "livenessProbe", "readinessProbe"):
+            assert wait_until(lambda name=name, kind=kind: pods.passes(name, kind)), f"{name} {kind}: {pods.log(name)}"
+    for name in ("beat", "flower", "web", "worker"):
+        pods.stop(name)
+        assert pods.exit_code(name) == 0, pods.log(name)
 
 
 def answers(browser: Browser, path: str) -> int:

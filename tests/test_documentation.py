@@ -6,11 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from bench.__main__ import PARTS
 from docs.generate import PAGE, page
-from tests import contract, template
+from tests import contract, kubernetes, template
 from tests.browser import Browser
 from tests.dev_support import Terminal, left_in, running
 from tests.processes import environment, needed, run
@@ -66,23 +65,21 @@ def test_the_reference_of_commands_has_every_command_that_a_project_adds_to_djan
     assert set(re.findall(r"`manage\.py (\w+)", reference)) == {path.stem for path in files}
 
 
-def test_kubernetes_runs_and_probes_what_compose_does(render):
-    services = yaml.safe_load((render(project_slug="my_project") / "docker-compose.yml").read_text())["services"]
-    [manifests] = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/how-to/kubernetes.md").read_text(), re.DOTALL)
-    pods = {each["metadata"]["name"]: each["spec"]["template"]["spec"] for each in yaml.safe_load_all(manifests)}
-    assert pods.keys() == {"worker", "beat"}
-    for name, pod in pods.items():
-        [container], check = pod["containers"], services[name]["healthcheck"]
-        assert " ".join(container["command"]) == services[name]["command"]
-        for probe in (container["startupProbe"], container["livenessProbe"]):
-            assert " ".join(probe["exec"]["command"]) == check["test"]
-            assert (f"{probe['periodSeconds']}s", f"{probe['timeoutSeconds']}s") == (
-                check["interval"],
-                check["timeout"],
-            )
-    grace = pods["worker"]["terminationGracePeriodSeconds"]
-    assert f"{grace}s" == services["worker"]["stop_grace_period"]
-    assert grace > int(services["worker"]["environment"]["WORKER_STOP_SECONDS"])
+def test_the_page_on_kubernetes_names_what_the_manifests_have(renderer, tmp_path):
+    page = (ROOT / "docs/how-to/deploy-kubernetes.md").read_text()
+    commands = re.findall(r"(?:\$ |`)(kubectl (?!create)[^`\n]+)", page)
+    files = renderer.project(template.DEFAULTS | {"deploy": ["kubernetes"]})
+    release = re.findall("^#     (kubectl .*)$", files["deploy/kubernetes/kustomization.yaml"].decode(), re.MULTILINE)
+    assert {*release} <= {*commands}
+    built = kubernetes.manifests(renderer, tmp_path, autoscaled=True).by_kind
+    short = {"pdb": "poddisruptionbudget"}
+    there = {f"{kind.lower()}/{name}" for kind, manifests in built.items() for name in manifests}
+    named = re.findall(r"\b([a-z]+)/([a-z]+)\b", " ".join(commands).replace("deploy/kubernetes", ""))
+    assert named and {f"{short.get(kind, kind)}/{name}" for kind, name in named} <= there
+    [namespace] = {each["metadata"]["namespace"] for manifests in built.values() for each in manifests.values()}
+    assert {*re.findall(r"--namespace=(\w+)", page)} == {namespace}
+    [tls] = built["Ingress"]["web"]["spec"]["tls"]
+    assert f"kubectl create secret tls {tls['secretName']} " in page
 
 
 def test_containers_are_started_by_one_command_and_stopped_by_one_wherever_they_are_named(renderer):
