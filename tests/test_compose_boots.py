@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests import template
-from tests.browser import Browser, free_port
+from tests.browser import PATIENCE_SECONDS, Browser, free_port
 from tests.containers import NEEDS_ENGINE, OWNER, Stack
 from tests.dev_support import wait_until
 from tests.kubernetes import Manifest, manifests
