@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests import template
@@ -477,6 +478,49 @@ def test_a_broker_that_freezes_under_a_connection_is_an_error_at_once(on, tmp_pa
             assert_errors_at_once(on, CELERY_BROKER_URL=url, FREEZE=pid)
         finally:
             os.kill(int(pid), signal.SIGCONT)
+
+
+LATE = """
+import os, signal, time, django
+django.setup()
+from celery import current_app
+
+with current_app.connection_for_write() as connection:
+    def is_confirmed(seconds):
+        try:
+            producer.publish({}, routing_key="nowhere", confirm_timeout=seconds)
+            return True
+        except connection.recoverable_connection_errors:
+            return False
+
+    def tell_broker(number):
+        os.kill(int(os.environ["FREEZE"]), number)
+
+    producer = connection.Producer()
+    confirmed = [is_confirmed(60)]
+    tell_broker(signal.SIGSTOP)
+    confirmed += [is_confirmed(0.3) for _ in range(5)]
+    tell_broker(signal.SIGCONT)
+    # Until the confirmations of these messages have arrived.
+    time.sleep(3)
+    tell_broker(signal.SIGSTOP)
+    print("confirmed:", *confirmed, is_confirmed(2))
+"""
+
+
+def test_a_confirmation_that_comes_late_is_not_taken_for_that_of_the_next_message(on, tmp_path):
+    """If it were, the next message could be lost, and nobody would know."""
+    project, programs = on
+    with rabbitmq_server(tmp_path) as (server, url):
+        [broker] = psutil.Process(server.process.pid).children()
+        given = {"CELERY_BROKER_URL": url, "DEBUG": "1", "DJANGO_SETTINGS_MODULE": "acme.settings"}
+        try:
+            printed = run(
+                project, programs / "python", "-c", LATE, seconds=PATIENCE_SECONDS, FREEZE=str(broker.pid), **given
+            )
+        finally:
+            broker.resume()
+    assert "confirmed: True" + 6 * " False" in printed
 
 
 @pytest.mark.parametrize("cache", ["dbcache://cache_table", "redis"])

@@ -6,7 +6,8 @@ import pytest
 
 pytest.importorskip("celery")
 
-from amqp.exceptions import Blocked
+from amqp.exceptions import Blocked, MessageNacked, NotFound
+from celery.exceptions import SoftTimeLimitExceeded
 from kombu import Connection
 from kombu.transport import TRANSPORT_ALIASES, pyamqp, resolve_transport
 
@@ -49,9 +50,37 @@ def test_after_an_alarm_a_probe_goes_before_the_next_message(monkeypatch):
     monkeypatch.setattr(pyamqp.Channel, "basic_publish_confirm", publish)
     monkeypatch.setattr(rabbitmq_transport.Connection, "is_blocked", True)
     channel = object.__new__(Channel)
-    channel.connection = SimpleNamespace(transport=SimpleNamespace(read_timeout=0.5))
+    channel.connection = SimpleNamespace(transport=SimpleNamespace(read_timeout=0.5), collect=lambda: None)
     with pytest.raises(Connection("amqp://").recoverable_connection_errors):
         channel.basic_publish_confirm("message", routing_key="celery")
     for _ in range(2):
         channel.basic_publish_confirm("message", routing_key="celery")
     assert sent == ["to.no.queue", "to.no.queue", "celery", "celery"]
+
+
+@pytest.mark.parametrize("end", [TimeoutError, Blocked, SoftTimeLimitExceeded, KeyboardInterrupt])
+def test_a_connection_is_closed_if_its_last_message_was_not_answered(monkeypatch, end):
+    """A late confirmation would be taken for that of the next message."""
+    assert collected_after(monkeypatch, end()) == [True]
+
+
+@pytest.mark.parametrize("answer", [MessageNacked, NotFound])
+def test_a_connection_is_kept_if_its_last_message_was_refused(monkeypatch, answer):
+    assert collected_after(monkeypatch, answer()) == []
+
+
+def collected_after(monkeypatch, end: BaseException) -> list[bool]:
+    """Let a message end in this way; return whether its connection was closed."""
+
+    def publish(*_, **options):
+        raise end
+
+    collected = []
+    monkeypatch.setattr(pyamqp.Channel, "basic_publish_confirm", publish)
+    monkeypatch.setattr(rabbitmq_transport.Connection, "is_blocked", False)
+    channel = object.__new__(Channel)
+    transport = SimpleNamespace(read_timeout=0.5)
+    channel.connection = SimpleNamespace(transport=transport, collect=lambda: collected.append(True))
+    with pytest.raises(type(end)):
+        channel.basic_publish_confirm("message", routing_key="celery")
+    return collected

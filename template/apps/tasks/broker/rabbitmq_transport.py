@@ -3,6 +3,9 @@
 Py-amqp bounds this wait with a socket option that has no effect under gevent: if a broker froze for a few seconds, a
 greenlet waited forever, and so did everybody who wanted to send after it.
 
+Py-amqp takes any confirmation for that of the last message. If one arrived late, it would confirm the message after
+its own, which could then be lost unnoticed. So a connection is closed when its last message was not answered.
+
 While RabbitMQ has a memory or disk alarm, it reports the alarm as soon as somebody sends, and stops reading. This, too,
 is an immediate error. RabbitMQ accepts what has been sent by then once the alarm is over, so during the alarm only a
 probe is sent.
@@ -12,7 +15,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from amqp import Message
-from amqp.exceptions import AccessRefused, Blocked
+from amqp.exceptions import AccessRefused, Blocked, ChannelError, MessageNacked
 from kombu.transport import pyamqp
 
 
@@ -26,13 +29,26 @@ class Channel(pyamqp.Channel):
         if Connection.is_blocked:
             self.examine()
             Connection.is_blocked = False
-        return super().basic_publish_confirm(*args, confirm_timeout=seconds, **kwargs)
+        return self._publish_and_wait(*args, confirm_timeout=seconds, **kwargs)
 
     def examine(self, everything: bool = False) -> None:
         """Send a message that no queue gets. Raise a connection error if RabbitMQ does not accept it."""
         seconds = self.connection and self.connection.transport.read_timeout
         with suppress(AccessRefused):
-            super().basic_publish_confirm(Message(), exchange="", routing_key="to.no.queue", confirm_timeout=seconds)
+            self._publish_and_wait(Message(), exchange="", routing_key="to.no.queue", confirm_timeout=seconds)
+
+    def _publish_and_wait(self, *args: Any, **kwargs: Any) -> Any:
+        connection = self.connection
+        try:
+            return super().basic_publish_confirm(*args, **kwargs)
+        except (ChannelError, MessageNacked):
+            # These are answers.
+            raise
+        except BaseException:
+            # Among others, a time limit of the task that sends can end the wait at any moment.
+            if connection:
+                connection.collect()
+            raise
 
 
 class Connection(pyamqp.Connection):
