@@ -91,6 +91,10 @@ def forced(answers: Answers) -> bool:
     return has_celery(answers | OFF)
 
 
+def metrics(answers: Answers) -> bool:
+    return has_celery(answers) and answers["use_metrics"]
+
+
 def not_(condition: Condition) -> Condition:
     return lambda answers: not condition(answers)
 
@@ -129,6 +133,7 @@ CONTRACT = [
     Row(".env.example", "# RABBITMQ_PORT=5672\n", both(services, rabbitmq)),
     Row(".env.example", "# REDIS_PORT=6379\n", both(services, redis)),
     Row(".env.example", "# WEB_PORT=8000\n", containers),
+    Row(".env.example", "# WORKER_METRICS_PORT=", metrics),
     Row(".env.example", "docker-compose.yml", services),
     Row(".gitattributes", None, always),
     Row(".github/workflows/ci.yml", "actions/setup-python@", pip),
@@ -186,6 +191,7 @@ CONTRACT = [
     Row("acme/celery.py", None, has_celery),
     Row("acme/settings.py", '    "apps.chat",\n', chat),
     Row("acme/settings.py", '    "apps.jobs",\n', jobs),
+    Row("acme/settings.py", '    "apps.metrics",\n', metrics),
     Row("acme/settings.py", '    "apps.subscriptions",\n    "apps.teams",\n', subscriptions),
     Row("acme/settings.py", '    "apps.tasks",\n    "apps.tasks.console",\n', has_celery),
     Row("acme/settings.py", '"BACKEND": "apps.background.immediate.AfterCommitBackend",\n', not_(has_celery)),
@@ -203,11 +209,13 @@ CONTRACT = [
     Row("acme/settings.py", 'SCHEDULED_TASKS["sync-subscriptions"] = {', per_unit),
     Row("acme/settings.py", "STRIPE_PRORATION = ", per_unit),
     Row("acme/settings.py", "STRIPE_SECRET_KEY = ", subscriptions),
+    Row("acme/settings.py", "WORKER_METRICS_PORT = ", metrics),
     Row("acme/settings.py", "from apps.tasks.broker import SENDER_SECONDS, ", has_celery),
     Row("acme/settings.py", "from celery.schedules import crontab\n", has_celery),
     Row("acme/tasks.py", None, has_celery),
     Row("acme/urls.py", 'include("apps.chat.urls")', chat),
     Row("acme/urls.py", 'include("apps.jobs.urls")', jobs),
+    Row("acme/urls.py", 'include("apps.metrics.urls")', metrics),
     Row("acme/urls.py", 'include("apps.subscriptions.urls")', subscriptions),
     Row("acme/urls.py", 'include("apps.tasks.console.urls")', has_celery),
     Row("apps/chat/__init__.py", None, chat),
@@ -223,6 +231,7 @@ CONTRACT = [
     Row("apps/chat/templates/chat/polled_reply.html", None, both(chat, not_(asgi))),
     Row("apps/chat/templates/chat/streamed_reply.html", None, both(chat, asgi)),
     Row("apps/jobs/__init__.py", None, jobs),
+    Row("apps/metrics/__init__.py", None, metrics),
     Row("apps/subscriptions/__init__.py", None, subscriptions),
     Row("apps/subscriptions/apps.py", "seats.watch()\n", per_unit),
     Row("apps/subscriptions/management/commands/sync_subscriptions.py", None, per_unit),
@@ -290,6 +299,7 @@ CONTRACT = [
     Row("pyproject.toml", '"gunicorn>=', not_(asgi)),
     Row("pyproject.toml", '"markdown-it-py>=', chat),
     Row("pyproject.toml", '"nh3>=', chat),
+    Row("pyproject.toml", '"prometheus-client>=', metrics),
     Row("pyproject.toml", '"pydantic-ai-slim[openai]>=', chat),
     Row("pyproject.toml", '"stripe>=', subscriptions),
     Row("pyproject.toml", '"uvicorn[standard]>=', asgi),
@@ -301,6 +311,7 @@ CONTRACT = [
     Row("tests/chat/test_polling.py", None, both(chat, not_(asgi))),
     Row("tests/chat/test_streaming.py", None, both(chat, asgi)),
     Row("tests/jobs/__init__.py", None, jobs),
+    Row("tests/metrics/__init__.py", None, metrics),
     Row("tests/subscriptions/__init__.py", None, subscriptions),
     Row("tests/subscriptions/test_seats.py", None, per_unit),
     Row("tests/subscriptions/test_tasks.py", None, both(subscriptions, has_celery)),
@@ -339,6 +350,7 @@ def expected_features(answers: Answers) -> dict[str, Any]:
         "image": image(answers),
         "kamal": "kamal" in answers["deploy"],
         "kubernetes": "kubernetes" in answers["deploy"],
+        "metrics": metrics(answers),
         "per_unit": answers["subscriptions"] == "per_unit",
         "pip": answers["package_manager"] == "pip",
         "procfile": "procfile" in answers["deploy"],
@@ -366,7 +378,7 @@ def expected_questions(answers: Answers) -> set[str]:
     """The questions that a person who gives these answers has to be asked."""
     asked = {*TEXTS, "deploy", "docker_mode", "package_manager", "python_version"}
     asked |= {"subscriptions", "use_ai_chat", "use_async", "use_background_tasks"}
-    asked |= {"celery_broker", "celery_pool", "use_flower"} if has_celery(answers) else set()
+    asked |= {"celery_broker", "celery_pool", "use_flower", "use_metrics"} if has_celery(answers) else set()
     return asked if forced(answers) else asked | {"use_celery"}
 
 
@@ -495,7 +507,7 @@ def validation_breaches(renderer: Renderer) -> Iterator[str]:
         said = renderer.string(questions()[name]["validator"], known | {name: value, "_copier_conf": conf})
         return said.strip()
 
-    for name in ("use_ai_chat", "use_async", "use_background_tasks", "use_celery", "use_flower"):
+    for name in ("use_ai_chat", "use_async", "use_background_tasks", "use_celery", "use_flower", "use_metrics"):
         for answer in NEITHER_YES_NOR_NO:
             if f"{name}: {answer} is neither yes nor no" not in refused(name, answer):
                 yield f"{name} takes {answer!r}"
