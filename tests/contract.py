@@ -207,6 +207,8 @@ CONTRACT = [
     Row("acme/settings.py", 'SCHEDULED_TASKS["close-stalled-jobs"] = {', jobs),
     Row("acme/settings.py", 'SCHEDULED_TASKS["send-waiting-tasks"] = {', has_celery),
     Row("acme/settings.py", 'SCHEDULED_TASKS["sync-subscriptions"] = {', per_unit),
+    Row("acme/settings.py", '"django.server", "gunicorn.access", "gunicorn.error")', not_(asgi)),
+    Row("acme/settings.py", '"django.server", "uvicorn", "uvicorn.access")', asgi),
     Row("acme/settings.py", "STRIPE_PRORATION = ", per_unit),
     Row("acme/settings.py", "STRIPE_SECRET_KEY = ", subscriptions),
     Row("acme/settings.py", "WORKER_METRICS_PORT = ", metrics),

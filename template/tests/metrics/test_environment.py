@@ -2,9 +2,11 @@
 
 import pytest
 
-from tests.environment import assert_told, load_settings, rows
+from tests.environment import Table, assert_told, load_settings, rows
 
-NONSENSE = {"WORKER_METRICS_PORT": [("on", "a port, or a host and a port"), (":9808", "a port, or a host and a port")]}
+NONSENSE: Table = {
+    "WORKER_METRICS_PORT": [("on", "a port, or a host and a port"), (":9808", "a port, or a host and a port")],
+}
 
 
 @pytest.mark.parametrize("name, value, words", rows(NONSENSE))
