@@ -172,6 +172,7 @@ CONTRACT = [
     Row("README.md", "## AI chat\n", chat),
     Row("README.md", "Flower shows", flower),
     Row("README.md", "## Jobs\n", jobs),
+    Row("README.md", "`WORKER_METRICS_PORT`", metrics),
     Row("README.md", "## Subscriptions\n", subscriptions),
     Row("README.md", "manage.py sync_subscriptions", per_unit),
     Row("README.md", "$ python3 -m venv .venv", pip),

@@ -87,7 +87,7 @@ def test_computed_values_cannot_be_set(template_repo, tmp_path, name):
     assert not (tmp_path / "acme").exists()
 
 
-@pytest.mark.parametrize("name", ["use_ai_chat", "use_async", "use_background_tasks", "use_celery", "use_flower"])
+@pytest.mark.parametrize("name", [name for name, choices in template.SWITCHES.items() if True in choices])
 @pytest.mark.parametrize("answer", NEITHER_YES_NOR_NO)
 def test_what_is_neither_yes_nor_no_is_refused(template_repo, tmp_path, name, answer):
     assert f"{name}: {answer} is neither yes nor no" in refusal(template_repo, tmp_path / "acme", **{name: answer})

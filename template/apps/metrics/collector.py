@@ -103,15 +103,20 @@ def _taken(connection: Connection) -> list[str]:
 def oldest_seconds(connection: Connection, name: str) -> float | None:
     """Return how long the oldest message of a queue has been waiting: 0 if there is none, None if nobody knows.
 
-    RabbitMQ shows no message without delivering it, which it counts, so nobody knows there.
+    RabbitMQ shows no message without delivering it, which it counts. On Redis, the user needs the right +lindex.
     """
     if connection.transport.driver_type != "redis":
         return None
+    from redis.exceptions import NoPermissionError
+
     channel = connection.default_channel
-    with channel.conn_or_acquire() as client:
-        # Each priority is a list, and its last item is the next to be taken. Kombu does not prefix the key of LINDEX.
-        keys = [channel._q_for_pri(name, priority) for priority in channel.priority_steps]
-        heads = [client.lindex(f"{channel.global_keyprefix}{key}", -1) for key in keys]
+    try:
+        with channel.conn_or_acquire() as client:
+            # Each priority is a list, and its last item is the next one to be taken. Kombu does not prefix this key.
+            keys = [channel._q_for_pri(name, priority) for priority in channel.priority_steps]
+            heads = [client.lindex(f"{channel.global_keyprefix}{key}", -1) for key in keys]
+    except NoPermissionError:
+        return None
     if not any(heads):
         return 0.0
     since = [moment for head in heads if head and (moment := _waits_since(head))]
