@@ -1,7 +1,11 @@
 """What Prometheus reads from the web server."""
 
+import json
 import re
+import time
 from datetime import timedelta
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -12,6 +16,7 @@ from django_celery_beat.models import IntervalSchedule, PeriodicTask
 from kombu.exceptions import OperationalError
 
 from apps.metrics import collector
+from apps.metrics.waits import WAITS_SINCE
 from apps.tasks.models import BeatLease, OutgoingTask
 from apps.web import health
 
@@ -69,6 +74,38 @@ def test_a_broker_that_hangs_is_an_answer(read, monkeypatch):
 def test_eager_tasks_need_no_broker(read, monkeypatch, app_in_memory):
     monkeypatch.setitem(app_in_memory.conf, "task_always_eager", True)
     assert "broker_up" not in read()
+
+
+@pytest.fixture
+def redis():
+    """Return a client of Redis, and a connection that uses it."""
+    client = MagicMock()
+    channel = MagicMock(priority_steps=[0, 3], global_keyprefix="acme:")
+    channel._q_for_pri = lambda name, priority: f"{name}{priority}"
+    channel.conn_or_acquire.return_value.__enter__.return_value = client
+    channel.conn_or_acquire.return_value.__exit__.return_value = False
+    connection = SimpleNamespace(transport=SimpleNamespace(driver_type="redis"), default_channel=channel)
+    return client, connection
+
+
+def test_the_oldest_message_of_any_priority_counts(redis):
+    client, connection = redis
+    ages = {"acme:celery0": 60, "acme:celery3": 90}
+    client.lindex = lambda key, index: json.dumps({"headers": {WAITS_SINCE: time.time() - ages[key]}}).encode()
+    assert 90 <= collector.oldest_seconds(connection, "celery") < 90 + 60
+
+
+@pytest.mark.parametrize("head, seconds", [(None, 0.0), (b'{"headers": {}}', None), (b"not of Celery", None)])
+def test_an_empty_queue_has_no_age_and_a_message_without_a_moment_an_unknown_one(redis, head, seconds):
+    client, connection = redis
+    client.lindex.return_value = head
+    assert collector.oldest_seconds(connection, "celery") == seconds
+
+
+def test_a_user_of_redis_who_may_not_look_into_a_queue_hides_only_its_age(redis):
+    client, connection = redis
+    client.lindex.side_effect = pytest.importorskip("redis").exceptions.NoPermissionError("lindex")
+    assert collector.oldest_seconds(connection, "celery") is None
 
 
 def test_the_outbox_shows_how_late_it_is(read, app_in_memory):
