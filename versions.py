@@ -29,7 +29,7 @@ TESTED = ROOT / "template/tested-versions.txt.jinja"
 PYPROJECT = ROOT / "template/pyproject.toml.jinja"
 SEPARATOR = "[[package]]\n"
 # What decides which packages a project has; the order is that in which conditions name them.
-FEATURES = ("ai_chat", "asgi", "celery", "flower", "rabbitmq", "redis", "subscriptions")
+FEATURES = ("ai_chat", "asgi", "celery", "flower", "gevent", "metrics", "rabbitmq", "redis", "subscriptions")
 # What pip needs beside the dependencies: itself, and what it builds the empty package of the project with.
 PIP_TOOLS = ("pip", "setuptools")
 PIN = re.compile(r"^([\w-]+)==([\w.]+)", re.MULTILINE)

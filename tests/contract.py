@@ -92,6 +92,10 @@ def forced(answers: Answers) -> bool:
     return has_celery(answers | OFF)
 
 
+def metrics(answers: Answers) -> bool:
+    return has_celery(answers) and answers["use_metrics"]
+
+
 def not_(condition: Condition) -> Condition:
     return lambda answers: not condition(answers)
 
@@ -130,6 +134,7 @@ CONTRACT = [
     Row(".env.example", "# RABBITMQ_PORT=5672\n", both(services, rabbitmq)),
     Row(".env.example", "# REDIS_PORT=6379\n", both(services, redis)),
     Row(".env.example", "# WEB_PORT=8000\n", containers),
+    Row(".env.example", "# WORKER_METRICS_PORT=", metrics),
     Row(".env.example", "docker-compose.yml", services),
     Row(".gitattributes", None, always),
     Row(".github/workflows/ci.yml", "actions/setup-python@", pip),
@@ -168,6 +173,7 @@ CONTRACT = [
     Row("README.md", "## AI chat\n", chat),
     Row("README.md", "Flower shows", flower),
     Row("README.md", "## Jobs\n", jobs),
+    Row("README.md", "`WORKER_METRICS_PORT`", metrics),
     Row("README.md", "## Subscriptions\n", subscriptions),
     Row("README.md", "manage.py sync_subscriptions", per_unit),
     Row("README.md", "$ python3 -m venv .venv", pip),
@@ -196,6 +202,7 @@ CONTRACT = [
     Row("acme/celery.py", None, has_celery),
     Row("acme/settings.py", '    "apps.chat",\n', chat),
     Row("acme/settings.py", '    "apps.jobs",\n', jobs),
+    Row("acme/settings.py", '    "apps.metrics",\n', metrics),
     Row("acme/settings.py", '    "apps.subscriptions",\n    "apps.teams",\n', subscriptions),
     Row("acme/settings.py", '    "apps.tasks",\n    "apps.tasks.console",\n', has_celery),
     Row("acme/settings.py", '"BACKEND": "apps.background.immediate.AfterCommitBackend",\n', not_(has_celery)),
@@ -211,13 +218,17 @@ CONTRACT = [
     Row("acme/settings.py", 'SCHEDULED_TASKS["close-stalled-jobs"] = {', jobs),
     Row("acme/settings.py", 'SCHEDULED_TASKS["send-waiting-tasks"] = {', has_celery),
     Row("acme/settings.py", 'SCHEDULED_TASKS["sync-subscriptions"] = {', per_unit),
+    Row("acme/settings.py", '"django.server", "gunicorn.access", "gunicorn.error")', not_(asgi)),
+    Row("acme/settings.py", '"django.server", "uvicorn", "uvicorn.access")', asgi),
     Row("acme/settings.py", "STRIPE_PRORATION = ", per_unit),
     Row("acme/settings.py", "STRIPE_SECRET_KEY = ", subscriptions),
+    Row("acme/settings.py", "WORKER_METRICS_PORT = ", metrics),
     Row("acme/settings.py", "from apps.tasks.broker import SENDER_SECONDS, ", has_celery),
     Row("acme/settings.py", "from celery.schedules import crontab\n", has_celery),
     Row("acme/tasks.py", None, has_celery),
     Row("acme/urls.py", 'include("apps.chat.urls")', chat),
     Row("acme/urls.py", 'include("apps.jobs.urls")', jobs),
+    Row("acme/urls.py", 'include("apps.metrics.urls")', metrics),
     Row("acme/urls.py", 'include("apps.subscriptions.urls")', subscriptions),
     Row("acme/urls.py", 'include("apps.tasks.console.urls")', has_celery),
     Row("apps/chat/__init__.py", None, chat),
@@ -233,6 +244,7 @@ CONTRACT = [
     Row("apps/chat/templates/chat/polled_reply.html", None, both(chat, not_(asgi))),
     Row("apps/chat/templates/chat/streamed_reply.html", None, both(chat, asgi)),
     Row("apps/jobs/__init__.py", None, jobs),
+    Row("apps/metrics/__init__.py", None, metrics),
     Row("apps/subscriptions/__init__.py", None, subscriptions),
     Row("apps/subscriptions/apps.py", "seats.watch()\n", per_unit),
     Row("apps/subscriptions/management/commands/sync_subscriptions.py", None, per_unit),
@@ -378,6 +390,7 @@ CONTRACT = [
     Row("pyproject.toml", '"gunicorn>=', not_(asgi)),
     Row("pyproject.toml", '"markdown-it-py>=', chat),
     Row("pyproject.toml", '"nh3>=', chat),
+    Row("pyproject.toml", '"prometheus-client>=', metrics),
     Row("pyproject.toml", '"pydantic-ai-slim[openai]>=', chat),
     Row("pyproject.toml", '"stripe>=', subscriptions),
     Row("pyproject.toml", '"uvicorn[standard]>=', asgi),
@@ -402,6 +415,7 @@ CONTRACT = [
     Row("tests/chat/test_polling.py", None, both(chat, not_(asgi))),
     Row("tests/chat/test_streaming.py", None, both(chat, asgi)),
     Row("tests/jobs/__init__.py", None, jobs),
+    Row("tests/metrics/__init__.py", None, metrics),
     Row("tests/subscriptions/__init__.py", None, subscriptions),
     Row("tests/subscriptions/test_seats.py", None, per_unit),
     Row("tests/subscriptions/test_tasks.py", None, both(subscriptions, has_celery)),
@@ -440,6 +454,7 @@ def expected_features(answers: Answers) -> dict[str, Any]:
         "image": image(answers),
         "kamal": "kamal" in answers["deploy"],
         "kubernetes": "kubernetes" in answers["deploy"],
+        "metrics": metrics(answers),
         "per_unit": answers["subscriptions"] == "per_unit",
         "pip": answers["package_manager"] == "pip",
         "procfile": "procfile" in answers["deploy"],
@@ -467,7 +482,7 @@ def expected_questions(answers: Answers) -> set[str]:
     """The questions that a person who gives these answers has to be asked."""
     asked = {*TEXTS, "deploy", "docker_mode", "package_manager", "python_version"}
     asked |= {"subscriptions", "use_ai_chat", "use_async", "use_background_tasks"}
-    asked |= {"celery_broker", "celery_pool", "use_flower"} if has_celery(answers) else set()
+    asked |= {"celery_broker", "celery_pool", "use_flower", "use_metrics"} if has_celery(answers) else set()
     return asked if forced(answers) else asked | {"use_celery"}
 
 
@@ -596,7 +611,7 @@ def validation_breaches(renderer: Renderer) -> Iterator[str]:
         said = renderer.string(questions()[name]["validator"], known | {name: value, "_copier_conf": conf})
         return said.strip()
 
-    for name in ("use_ai_chat", "use_async", "use_background_tasks", "use_celery", "use_flower"):
+    for name in ("use_ai_chat", "use_async", "use_background_tasks", "use_celery", "use_flower", "use_metrics"):
         for answer in NEITHER_YES_NOR_NO:
             if f"{name}: {answer} is neither yes nor no" not in refused(name, answer):
                 yield f"{name} takes {answer!r}"
@@ -676,8 +691,9 @@ MESSAGES = [
     message("Celery     on, with RabbitMQ in production", rabbitmq),
     message("in production and with Flower\n", flower),
     message("Celery     off\n", not_(has_celery)),
-    message("Deploy     compose, kubernetes, kamal, procfile, render, fly\n", target("compose")),
-    message("Deploy     nowhere yet\n", not_(target("compose"))),
+    message("Deploy     nowhere yet\n", lambda answers: not answers["deploy"]),
+    message("Deploy     compose", target("compose")),
+    message("fly\n\n", target("fly")),
     message("Pool       gevent\n", gevent),
     message("Pool       threads\n", threads),
     message("Server     uvicorn (ASGI)\n", asgi),
@@ -707,6 +723,7 @@ MESSAGES = [
     message(" acme_rabbitmq-data", not_(both(services, rabbitmq)), after="update"),
     message(" acme_redis-data", not_(both(services, redis)), after="update"),
     message("jobs_job", not_(jobs), after="update"),
+    message(", deploy,", not_(target("compose", "kubernetes")), after="update"),
     message("django_celery_beat_*", not_(has_celery), after="update"),
     message("apps/subscriptions,", not_(subscriptions), after="update"),
     message("apps/subscriptions/seats.py", standard, after="update"),

@@ -58,6 +58,7 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
     "celery_broker": ("redis", "rabbitmq"),
     "celery_pool": ("prefork", "threads", "gevent"),
     "use_flower": (True, False),
+    "use_metrics": (False, True),
 }
 # The first choice of each: Celery, and nothing that forces it. Copier's own defaults add the background-task example.
 DEFAULTS: Answers = TEXTS | {name: choices[0] for name, choices in SWITCHES.items()}
@@ -71,6 +72,7 @@ EVERYTHING: Answers = {
     "use_async": True,
     "use_background_tasks": True,
     "subscriptions": "per_unit",
+    "use_metrics": True,
 }
 
 

@@ -87,7 +87,7 @@ def test_computed_values_cannot_be_set(template_repo, tmp_path, name):
     assert not (tmp_path / "acme").exists()
 
 
-@pytest.mark.parametrize("name", ["use_ai_chat", "use_async", "use_background_tasks", "use_celery", "use_flower"])
+@pytest.mark.parametrize("name", [name for name, choices in template.SWITCHES.items() if True in choices])
 @pytest.mark.parametrize("answer", NEITHER_YES_NOR_NO)
 def test_what_is_neither_yes_nor_no_is_refused(template_repo, tmp_path, name, answer):
     assert f"{name}: {answer} is neither yes nor no" in refusal(template_repo, tmp_path / "acme", **{name: answer})
@@ -155,7 +155,7 @@ def test_who_answers_nothing_gets_celery_and_the_background_task_example(templat
     copier.run_copy(str(template_repo), tmp_path / "acme", defaults=True, quiet=True)
     features = recorded(tmp_path / "acme")["features"]
     assert {name for name, value in features.items() if value is True} == {
-        *("background_tasks", "celery", "containers", "flower", "redis", "services", "uv")
+        *("background_tasks", "celery", "containers", "flower", "image", "production_compose", "redis", "services", "uv")
     }
 
 
@@ -164,9 +164,9 @@ def test_the_answers_that_tests_combine_are_all_that_can_be_given():
     for name, question in template.questions().items():
         choices = question.get("choices") or [False, True] * (question["type"] == "bool")
         given[name] = {*(choices.values() if isinstance(choices, dict) else choices)}
-    assert {name: choices for name, choices in given.items() if choices} == {
-        name: {*choices} for name, choices in template.SWITCHES.items()
-    }
+    combined = {name: {*choices} for name, choices in template.SWITCHES.items() if name != "deploy"}
+    assert {name: choices for name, choices in given.items() if choices} == combined | {"deploy": {*template.TARGETS}}
+    assert template.SWITCHES["deploy"] == ([], template.TARGETS)
 
 
 def test_every_question_has_help_a_default_and_where_it_is_open_a_validator():

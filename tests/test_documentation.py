@@ -51,6 +51,12 @@ def test_every_decision_says_what_why_and_at_what_cost():
             assert part in path.read_text(), path
 
 
+def test_each_alert_has_a_section_that_says_what_to_do(render):
+    group = yaml.safe_load((render(use_metrics=True) / "apps/metrics/alerts.yml").read_text())["groups"][0]
+    page = (ROOT / "docs/how-to/operate.md").read_text()
+    assert re.findall(r"^### (\w+)$", page, re.MULTILINE) == [rule["alert"] for rule in group["rules"]]
+
+
 # Names and numbers ----------------------------------------------------------
 
 

@@ -312,7 +312,7 @@ WORKFLOWS = {
     "enter-alone": ({}, {"background", "jobs", "tasks", "users", "web"}),
     "everything-with-pip": (
         template.DEFAULTS | template.EVERYTHING | {"package_manager": "pip", "python_version": "3.11"},
-        {"background", "chat", "jobs", "subscriptions", "tasks", "teams", "users", "web"},
+        {"background", "chat", "jobs", "metrics", "subscriptions", "tasks", "teams", "users", "web"},
     ),
     "subscriptions-with-pip-and-without-celery": (
         template.DEFAULTS

@@ -152,9 +152,13 @@ def line_of(mutant: Mutant) -> int:
 
 @cache
 def valid_for_one_python() -> tuple[Answers, ...]:
-    """Every valid set of answers; the image's Python decides nothing. Neighbours differ in much: a fault shows soon."""
+    """Every valid set of answers, and each target alone; the image's Python decides nothing.
+
+    Neighbours differ in much: a fault shows soon.
+    """
     answers = [answers for answers in template.valid_answers() if answers["python_version"] == "3.13"]
-    return tuple(random.Random(0).sample(answers, len(answers)))
+    alone = (template.DEFAULTS | {"deploy": [target]} for target in template.TARGETS)
+    return (*alone, *random.Random(0).sample(answers, len(answers)))
 
 
 @cache

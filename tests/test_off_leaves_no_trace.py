@@ -54,6 +54,15 @@ def test_flower_off_leaves_no_word(renderer):
     assert not found, "\n".join(sorted(found))
 
 
+def test_metrics_off_leave_no_word(renderer):
+    off = [answers for answers in template.pair_cover() if not answers["use_metrics"]]
+    words = re.compile(r"prometheus|apps[./]metrics|tests/metrics|/metrics\b|METRICS_PORT|grafana", re.IGNORECASE)
+    found = {trace for answers in off for trace in traces(renderer.project(answers), words)}
+    # Flower depends on the same package.
+    found = {trace for trace in found if not trace.startswith(("uv.lock:", "tested-versions.txt:"))}
+    assert not found, "\n".join(sorted(found))
+
+
 def test_the_background_task_example_off_leaves_no_word(renderer):
     off = [answers for answers in template.pair_cover() if not answers["use_background_tasks"]]
     words = re.compile(r"apps[./]jobs|tests/jobs|jobs[:_/.]\w|\bstalled|\bjobs? ", re.IGNORECASE)

@@ -6,8 +6,10 @@ An app adds its own checks in a module `health`: functions with @health_check("n
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
+from functools import partial
+from typing import Any
 from uuid import uuid4
 
 from django.core.cache import cache
@@ -24,7 +26,7 @@ Check = Callable[[], str | None]
 
 logger = logging.getLogger(__name__)
 checks: dict[str, Check] = {}
-_runs: dict[str, tuple[float, Future[str]]] = {}
+_runs: dict[str, tuple[float, Future[Any]]] = {}
 
 
 class Unhealthy(Exception):
@@ -47,11 +49,20 @@ def health_check(name: str) -> Callable[[Check], Check]:
 def run_checks(timeout_seconds: float = TIMEOUT_SECONDS) -> dict[str, str]:
     """Run all checks at once. Return "ok", maybe with a detail, or what is wrong, by the name of the check.
 
-    Each check runs in its own thread. A check that hangs is reported, and delays the answer no longer than the timeout.
+    A check that hangs is reported, and delays the answer no longer than the timeout.
     """
-    runs = {name: _current_run(name, check) for name, check in checks.items()}
+    results = answers({name: partial(_result, name, check) for name, check in checks.items()}, timeout_seconds)
+    return {name: results.get(name, "no answer in time") for name in checks}
+
+
+def answers(questions: Mapping[str, Callable[[], Any]], timeout_seconds: float = TIMEOUT_SECONDS) -> dict[str, Any]:
+    """Call all functions at once, each in its own thread. Return what they have returned in time, by name.
+
+    Each name belongs to one function in the whole project. None of the functions may raise an error.
+    """
+    runs = {name: _current_run(name, question) for name, question in questions.items()}
     wait(runs.values(), timeout=timeout_seconds)
-    return {name: run.result() if run.done() else "no answer in time" for name, run in runs.items()}
+    return {name: run.result() for name, run in runs.items() if run.done()}
 
 
 def is_fine(result: str) -> bool:
@@ -59,30 +70,34 @@ def is_fine(result: str) -> bool:
     return result == OK or result.startswith(f"{OK}, ")
 
 
-def _current_run(name: str, check: Check) -> Future[str]:
-    """Return the current run of the check, or start one."""
+def _current_run(name: str, question: Callable[[], Any]) -> Future[Any]:
+    """Return the current call of the function, or start one."""
     started, run = _runs.get(name, (0.0, None))
     if run is None or run.done() or time.monotonic() - started > RETRY_HANGING_SECONDS:
         run = Future()
         _runs[name] = (time.monotonic(), run)
-        threading.Thread(target=_perform, args=(name, check, run), name=f"health-{name}", daemon=True).start()
+        threading.Thread(target=_perform, args=(question, run), name=f"health-{name}", daemon=True).start()
     return run
 
 
-def _perform(name: str, check: Check, run: Future[str]) -> None:
+def _perform(question: Callable[[], Any], run: Future[Any]) -> None:
     try:
-        detail = check()
-    except Unhealthy as problem:
-        run.set_result(str(problem))
-    except Exception as error:
-        # Messages of drivers may contain addresses and credentials. The page gets the type, and the log gets the rest.
-        logger.warning("Health check %r failed", name, exc_info=True)
-        run.set_result(f"failed with {type(error).__name__}")
-    else:
-        run.set_result(f"{OK}, {detail}" if detail else OK)
+        run.set_result(question())
     finally:
         # Closes the connections of this thread, which ends here.
         connections.close_all()
+
+
+def _result(name: str, check: Check) -> str:
+    try:
+        detail = check()
+    except Unhealthy as problem:
+        return str(problem)
+    except Exception as error:
+        # Messages of drivers may contain addresses and credentials. The page gets the type, and the log gets the rest.
+        logger.warning("Health check %r failed", name, exc_info=True)
+        return f"failed with {type(error).__name__}"
+    return f"{OK}, {detail}" if detail else OK
 
 
 @health_check("database")

@@ -7,6 +7,8 @@ from django.shortcuts import resolve_url
 from django.utils.decorators import sync_and_async_middleware
 from django_htmx.http import HttpResponseClientRefresh
 
+from .logs import REQUEST_ID, fields, request_id
+
 
 @sync_and_async_middleware
 def answer_up(get_response):
@@ -23,6 +25,30 @@ def answer_up(get_response):
 
         def middleware(request: HttpRequest) -> HttpResponse:
             return _up() if request.path_info == "/up" else get_response(request)
+
+    return middleware
+
+
+@sync_and_async_middleware
+def identify_request(get_response):
+    """Give each request an id, which its log lines and its answer have. The id of a proxy is taken over."""
+    if iscoroutinefunction(get_response):
+
+        async def middleware(request: HttpRequest) -> HttpResponse:
+            token = fields.set(_identity(request))
+            try:
+                return _identified(request, await get_response(request))
+            finally:
+                fields.reset(token)
+
+    else:
+
+        def middleware(request: HttpRequest) -> HttpResponse:
+            token = fields.set(_identity(request))
+            try:
+                return _identified(request, get_response(request))
+            finally:
+                fields.reset(token)
 
     return middleware
 
@@ -45,6 +71,16 @@ def reload_for_login(get_response):
 
 def _up() -> HttpResponse:
     return HttpResponse("ok", content_type="text/plain", headers={"Cache-Control": "no-store"})
+
+
+def _identity(request: HttpRequest) -> dict[str, str]:
+    request.request_id = request_id(request.headers.get(REQUEST_ID))
+    return {"request_id": request.request_id}
+
+
+def _identified(request: HttpRequest, response: HttpResponse) -> HttpResponse:
+    response.headers[REQUEST_ID] = request.request_id
+    return response
 
 
 def _reloaded_for_login(request: HttpRequest, response: HttpResponse) -> HttpResponse:

@@ -1,6 +1,8 @@
 """The pages that belong to no other app."""
 
 import secrets
+from collections.abc import Callable
+from functools import wraps
 
 from django.conf import settings
 from django.contrib.auth.decorators import login_not_required
@@ -25,19 +27,30 @@ def home(request: HttpRequest) -> HttpResponse:
     return render(request, "web/home.html", context)
 
 
+def health_token_required(view: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
+    """Show a page with internals only to callers that send the HEALTH_TOKEN as a bearer token, except in development.
+
+    If none is set, there is no such page.
+    """
+
+    @wraps(view)
+    def protected(request: HttpRequest) -> HttpResponse:
+        if not settings.DEBUG:
+            if not settings.HEALTH_TOKEN:
+                raise Http404("HEALTH_TOKEN is not set.")
+            if not _has_bearer_token(request, settings.HEALTH_TOKEN):
+                return HttpResponse("A token is needed.\n", status=401, headers={"WWW-Authenticate": "Bearer"})
+        return view(request)
+
+    return protected
+
+
 @login_not_required
 @never_cache
 @require_safe
+@health_token_required
 def health(request: HttpRequest) -> HttpResponse:
-    """Answer with the result of every health check as JSON: 200 if all are fine, else 503.
-
-    In production, the caller must send the HEALTH_TOKEN as a bearer token. If none is set, there is no such page.
-    """
-    if not settings.DEBUG:
-        if not settings.HEALTH_TOKEN:
-            raise Http404("HEALTH_TOKEN is not set.")
-        if not _has_bearer_token(request, settings.HEALTH_TOKEN):
-            return HttpResponse("A token is needed.\n", status=401, headers={"WWW-Authenticate": "Bearer"})
+    """Answer with the result of every health check as JSON: 200 if all are fine, else 503."""
     results = run_checks()
     return JsonResponse(results, status=200 if all(map(is_fine, results.values())) else 503)
 

@@ -97,6 +97,7 @@ NONSENSE: Table = {
         (f"{SECRET} two", "but must be one word of ASCII"),
         (f"{SECRET}ü", "but must be one word of ASCII"),
     ],
+    "LOG_FORMAT": [("xml", "but must be one of json, plain")],
     "LOG_LEVEL": [
         ("loud", "but must be one of "),
         ("10", "but must be one of "),

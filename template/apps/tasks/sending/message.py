@@ -10,6 +10,7 @@ from celery.app.task import Context
 
 from apps.tasks.broker import is_rabbitmq
 from apps.web import clock
+from apps.web.logs import fields
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,15 @@ def in_whole_seconds(options: Mapping[str, Any]) -> Mapping[str, Any]:
     if eta and is_rabbitmq(current_app.conf.broker_url) and timedelta() < eta - clock.now() < timedelta(seconds=1):
         return {**options, "countdown": 1, "eta": None}
     return options
+
+
+def with_request_id(headers: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the headers with the id of the current request, which leads from the log lines of a page to its tasks.
+
+    A task that sends another one hands the id on.
+    """
+    identity = fields.get().get("request_id")
+    return {**({"request_id": identity} if identity else {}), **(headers or {})}
 
 
 def was_redelivered(request: Context) -> bool:

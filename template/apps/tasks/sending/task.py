@@ -21,7 +21,7 @@ from apps.web import clock
 
 from . import canvas
 from .coroutines import call_where_queries_may_run
-from .message import Message, due, in_whole_seconds, moment, with_zones
+from .message import Message, due, in_whole_seconds, moment, with_request_id, with_zones
 from .running import RunningTask
 
 logger = logging.getLogger(__name__)
@@ -69,6 +69,8 @@ class ProjectTask(RunningTask):
         if not is_retry and (headers := options.get("headers")):
             # The headers may be inherited from the running task, but another task has its own row or none.
             options["headers"] = {name: value for name, value in headers.items() if name != "outgoing"}
+        if headers := with_request_id(options.get("headers")):
+            options["headers"] = headers
         in_transaction = transaction.get_connection().in_atomic_block
         # An exception follows a retry, so the transaction will never be committed.
         is_farewell = in_transaction and is_retry
