@@ -155,7 +155,17 @@ def test_who_answers_nothing_gets_celery_and_the_background_task_example(templat
     copier.run_copy(str(template_repo), tmp_path / "acme", defaults=True, quiet=True)
     features = recorded(tmp_path / "acme")["features"]
     assert {name for name, value in features.items() if value is True} == {
-        *("background_tasks", "celery", "containers", "flower", "image", "production_compose", "redis", "services", "uv")
+        *(
+            "background_tasks",
+            "celery",
+            "containers",
+            "flower",
+            "image",
+            "production_compose",
+            "redis",
+            "services",
+            "uv",
+        )
     }
 
 

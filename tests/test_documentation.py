@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bench.__main__ import PARTS
 from docs.generate import PAGE, page
