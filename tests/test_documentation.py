@@ -151,7 +151,12 @@ def test_the_commands_on_the_pages_make_a_project_by_enter_alone_and_switch_cele
     # What the first one tells takes a broker; test_own_tasks_survive.py runs it.
     _, by_hand, _ = console("docs/how-to/switch-celery.md")
     shell(project, by_hand)
-    off = {"project_name": "My Project", "project_slug": "my_project", "use_background_tasks": False}
+    off = {
+        "deploy": ["compose"],
+        "project_name": "My Project",
+        "project_slug": "my_project",
+        "use_background_tasks": False,
+    }
     fresh = template.copy(clone, tmp_path / "fresh", **off, **template.OFF)
     assert not (project / "apps/tasks").exists()
     assert without_release(project) == without_release(fresh)
