@@ -22,6 +22,7 @@ SWITCHED_ON = [
     "Celery with Redis",
     "Flower",
     "Jobs",
+    "Metrics",
     "Pages",
     "Subscriptions",
     "Teams",
