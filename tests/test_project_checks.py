@@ -485,26 +485,30 @@ import os, signal, time, django
 django.setup()
 from celery import current_app
 
-with current_app.connection_for_write() as connection:
-    def is_confirmed(seconds):
-        try:
-            producer.publish({}, routing_key="nowhere", confirm_timeout=seconds)
-            return True
-        except connection.recoverable_connection_errors:
-            return False
+connection = current_app.connection_for_write()
 
-    def tell_broker(number):
-        os.kill(int(os.environ["FREEZE"]), number)
+def is_confirmed(seconds):
+    try:
+        producer.publish({}, routing_key="nowhere", confirm_timeout=seconds)
+        return True
+    except connection.recoverable_connection_errors:
+        return False
 
+def tell_broker(number):
+    os.kill(int(os.environ["FREEZE"]), number)
+
+producer = connection.Producer()
+# On a machine with other things to do, RabbitMQ may be too slow at first.
+while not is_confirmed(60):
+    connection.collect()
     producer = connection.Producer()
-    confirmed = [is_confirmed(60)]
-    tell_broker(signal.SIGSTOP)
-    confirmed += [is_confirmed(0.3) for _ in range(5)]
-    tell_broker(signal.SIGCONT)
-    # Until the confirmations of these messages have arrived.
-    time.sleep(3)
-    tell_broker(signal.SIGSTOP)
-    print("confirmed:", *confirmed, is_confirmed(2))
+tell_broker(signal.SIGSTOP)
+confirmed = [is_confirmed(0.3) for _ in range(5)]
+tell_broker(signal.SIGCONT)
+# Until the confirmations of these messages have arrived.
+time.sleep(3)
+tell_broker(signal.SIGSTOP)
+print("confirmed:", *confirmed, is_confirmed(2))
 """
 
 
@@ -520,7 +524,7 @@ def test_a_confirmation_that_comes_late_is_not_taken_for_that_of_the_next_messag
             )
         finally:
             broker.resume()
-    assert "confirmed: True" + 6 * " False" in printed
+    assert "confirmed:" + 6 * " False" in printed
 
 
 @pytest.mark.parametrize("cache", ["dbcache://cache_table", "redis"])

@@ -17,7 +17,7 @@ def test_the_first_command_of_the_readme_comes_before_line_fifteen():
 
 
 def test_ci_runs_the_test_command_of_the_readme():
-    [command] = re.findall(r"^\$ (uv run pytest.*)$", README, re.MULTILINE)
+    [command] = re.findall(r"^\$ (uv run --all-groups pytest.*)$", README, re.MULTILINE)
     assert (ROOT / ".ci/run").read_text().splitlines()[-1] == command
 
 
