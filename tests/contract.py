@@ -5,6 +5,7 @@ Conditions are written on the raw answers, in words of their own, so that a wron
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 from tests.template import OFF, TEXTS, Answers, Renderer, has_celery, label, questions, settings
@@ -425,11 +426,17 @@ CONTRACT = [
 ]
 
 
+@cache
+def encoded(text: str) -> bytes:
+    """The text as it stands in a file."""
+    return text.encode()
+
+
 def breaches(answers: Answers, files: Mapping[str, bytes], rows: list[Row] = CONTRACT) -> list[str]:
     """Return a sentence for each row that the project made of these answers breaks; `files` holds it by path."""
     found = []
     for path, text, when in rows:
-        there = path in files and (text is None or text in files[path].decode())
+        there = path in files and (text is None or encoded(text) in files[path])
         if there != when(answers):
             found.append(f"{path}{f': {text!r}' if text else ''} is {'' if there else 'not '}there")
     return found

@@ -227,6 +227,10 @@ class Renderer:
         # A file is rendered once for all answers that agree on what it reads, and paths once for what is left out.
         self.rendered: dict[tuple, str] = {}
         self.included: dict[tuple[str, str], list[tuple[str, str]]] = {}
+        # What follows from a set of answers, by the identity of the set, which is kept so that no other one gets it.
+        self.known: dict[int, tuple[Answers, dict[str, Any]]] = {}
+        self.chosen: dict[int, tuple[Mapping[str, Any], list[tuple[str, str]]]] = {}
+        self.told: dict[int, tuple[Mapping[str, Any], tuple[dict, tuple, dict]]] = {}
 
     def string(self, text: str, context: Mapping[str, Any]) -> str:
         """Render one string of copier.yml."""
@@ -234,6 +238,11 @@ class Renderer:
 
     def context(self, answers: Answers) -> dict[str, Any]:
         """The names that templates see: the answers, and what is computed from them, in the order of copier.yml."""
+        if id(answers) not in self.known:
+            self.known[id(answers)] = answers, self._context(answers)
+        return self.known[id(answers)][1]
+
+    def _context(self, answers: Answers) -> dict[str, Any]:
         known: dict[str, Any] = {"_copier_conf": SimpleNamespace(data={}, answers_file=ANSWERS_FILE, dst_path="acme")}
         for name, question in self.config.items():
             computed = question.get("when") is False
@@ -261,15 +270,32 @@ class Renderer:
         template = f"template/{name}"
         if ANSWERS_FILE_NAME in name:
             return self.environment.get_template(template).render(context)
-        read = names_read(name)
-        key = (name, *(str(context["features"][feature]) for feature in read.features))
-        key += tuple(context[name] for name in TEXTS) + tuple(str(context[name]) for name in read.mappings)
+        read, (features, texts, mappings) = names_read(name), self.words(context)
+        key = (
+            name,
+            texts,
+            *(features[feature] for feature in read.features),
+            *(mappings[each] for each in read.mappings),
+        )
         if key not in self.rendered:
             self.rendered[key] = self.environment.get_template(template).render(context)
         return self.rendered[key]
 
+    def words(self, context: Mapping[str, Any]) -> tuple[dict[str, str], tuple[str, ...], dict[str, str]]:
+        """What files are rendered from, as hashable texts: features, answers that are texts, and other mappings."""
+        if id(context) not in self.told:
+            features = {name: str(value) for name, value in context["features"].items()}
+            mappings = {name: str(context[name]) for name in ("commands", "processes")}
+            self.told[id(context)] = context, (features, tuple(context[name] for name in TEXTS), mappings)
+        return self.told[id(context)][1]
+
     def paths(self, context: Mapping[str, Any]) -> list[tuple[str, str]]:
         """The files of the project, each with the file of the template that it is made of."""
+        if id(context) not in self.chosen:
+            self.chosen[id(context)] = context, self._paths(context)
+        return self.chosen[id(context)][1]
+
+    def _paths(self, context: Mapping[str, Any]) -> list[tuple[str, str]]:
         key = self.left_out(context), context["project_slug"]
         if key not in self.included:
             left_out = GitIgnoreSpec.from_lines(key[0].splitlines())

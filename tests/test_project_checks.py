@@ -30,7 +30,7 @@ PRODUCTION = {
     "SECRET_KEY": "3dP_Ud8VZ0mQnYk7vRr1oXbB5uJ2tLcW9sEhGfAiNqKyMzTx-lOoPpQq",
 }
 # Questions that no Python file of a project depends on.
-TOOL_SWITCHES = {"package_manager", "python_version", "docker_mode"}
+TOOL_SWITCHES = {"package_manager", "python_version", "docker_mode", "deploy", "celery_pool"}
 # Django and Celery are imported once; each project is checked in a fork.
 CHECK = """
 import os, sys
