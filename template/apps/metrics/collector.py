@@ -24,7 +24,7 @@ from apps.tasks.broker.connection import Connection
 from apps.tasks.broker.options import broker_error, is_answer
 from apps.tasks.broker.queues import configured_queues, queue_state
 from apps.tasks.models import FailedTask, OutgoingTask
-from apps.tasks.sending.unattended import REPLY_SECONDS, known_queues, quick_connection
+from apps.tasks.sending.unattended import known_queues, quick_connection, taken_queues
 from apps.web import clock
 from apps.web.health import answers
 
@@ -77,7 +77,7 @@ def read_broker() -> list[Metric]:
     consumers = GaugeMetricFamily("queue_consumers", "Workers that take from the queue.", labels=["queue"])
     with quick_connection() as connection:
         states = {name: queue_state(connection, name) for name in _queues()}
-        taken = _taken(connection) if any(count is None for _, count in states.values()) else []
+        taken = taken_queues(connection) if any(count is None for _, count in states.values()) else []
         for name, (length, count) in states.items():
             messages.add_metric([name], length)
             consumers.add_metric([name], taken.count(name) if count is None else count)
@@ -91,13 +91,6 @@ def _queues() -> list[str]:
         return known_queues()
     except DatabaseError:
         return sorted(configured_queues())
-
-
-def _taken(connection: Connection) -> list[str]:
-    """Return the queues that the workers who answer take from, once for each worker."""
-    inspect = current_app.control.inspect(timeout=REPLY_SECONDS, connection=connection)
-    replies = (inspect.active_queues() or {}).values()
-    return [queue["name"] for queues in replies if isinstance(queues, list) for queue in queues]
 
 
 def oldest_seconds(connection: Connection, name: str) -> float | None:

@@ -71,6 +71,13 @@ def quick_connection() -> Connection:
     return current_app.connection_for_read(connect_timeout=REPLY_SECONDS, transport_options=limits)
 
 
+def taken_queues(connection: Connection) -> list[str]:
+    """Return the queues that the workers who answer take from, once for each worker."""
+    inspect = current_app.control.inspect(timeout=REPLY_SECONDS, connection=connection)
+    answers = (inspect.active_queues() or {}).values()
+    return [queue["name"] for queues in answers if isinstance(queues, list) for queue in queues]
+
+
 def unattended() -> dict[str, int]:
     """Return the queues that hold messages but have no worker, with the number of messages in each.
 
@@ -82,9 +89,7 @@ def unattended() -> dict[str, int]:
         states = {name: queue_state(connection, name) for name in names}
         found = {name: messages for name, (messages, consumers) in states.items() if messages and not consumers}
         if any(states[name][1] is None for name in found):
-            inspect = current_app.control.inspect(timeout=REPLY_SECONDS, connection=connection)
-            answers = (inspect.active_queues() or {}).values()
-            taken = {queue["name"] for queues in answers if isinstance(queues, list) for queue in queues}
+            taken = taken_queues(connection)
             found = {name: messages for name, messages in found.items() if name not in taken}
     return found
 
