@@ -72,11 +72,22 @@ def union() -> str:
         "dependencies": {each for one in parsed for each in one["project"]["dependencies"]},
         "dev": {each for one in parsed for each in one["dependency-groups"]["dev"]},
     }
-    lists = {name: "[" + ", ".join(f'"{each}"' for each in sorted(found)) + "]" for name, found in merged.items()}
+    extras: dict[str, set[str]] = {}
+    for one in parsed:
+        for name, needed in one["project"]["optional-dependencies"].items():
+            extras.setdefault(name, set()).update(needed)
+    lists = {name: toml_list(found) for name, found in merged.items()}
     head = {name: parsed[0]["project"][name] for name in ("name", "version", "requires-python")}
     lines = [f'{name} = "{value}"' for name, value in head.items()]
-    lines += [f"dependencies = {lists['dependencies']}", "[dependency-groups]", f"dev = {lists['dev']}"]
+    lines += [f"dependencies = {lists['dependencies']}", "[project.optional-dependencies]"]
+    lines += [f"{name} = {toml_list(needed)}" for name, needed in extras.items()]
+    lines += ["[dependency-groups]", f"dev = {lists['dev']}"]
     return "\n".join(["[project]", *lines, "[tool.uv]", "package = false", ""])
+
+
+def toml_list(items: Iterable[str]) -> str:
+    """Return a list of texts as TOML writes it."""
+    return "[" + ", ".join(f'"{each}"' for each in sorted(items)) + "]"
 
 
 # Asking uv ------------------------------------------------------------------

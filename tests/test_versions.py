@@ -26,9 +26,10 @@ def is_own(package: Package) -> bool:
 
 
 def needed_by(package: Package, extras: tuple[str, ...] = ()) -> Iterator[Package]:
-    """What a package in a lock depends on, with these extras; of the project itself also the development group."""
+    """What a package in a lock depends on, with these extras; of the project itself also all of its own, and `dev`."""
     groups = package.get("dev-dependencies", {}).values()
-    chosen = [package.get("optional-dependencies", {}).get(extra, []) for extra in extras]
+    optional = package.get("optional-dependencies", {})
+    chosen = [needed for extra, needed in optional.items() if extra in extras or is_own(package)]
     for dependencies in (package.get("dependencies", []), *groups, *chosen):
         yield from dependencies
 

@@ -6,6 +6,8 @@ from django.apps import AppConfig
 from django.utils.autoreload import DJANGO_AUTORELOAD_ENV
 from django.utils.module_loading import autodiscover_modules
 
+from . import telemetry
+
 
 class WebConfig(AppConfig):
     """The home page, the health checks, and everything that all pages share."""
@@ -14,12 +16,13 @@ class WebConfig(AppConfig):
     verbose_name = "Pages"
 
     def ready(self) -> None:
-        """Let every app register its health checks."""
+        """Let every app register its health checks, and start the reports of errors and traces."""
         if DJANGO_AUTORELOAD_ENV in os.environ:
             # Under `runserver`, one thread imports the URLs while another one imports the template tags. Modules of
             # allauth import each other, so a thread could meet a half imported one, and the server would not start.
             import_module("allauth.account.utils")
         autodiscover_modules("health")
+        telemetry.start()
 
     def switched_on(self) -> list[str]:
         """Return what the home page lists: this app, and ASGI if its server is installed."""

@@ -209,6 +209,13 @@ def number(value: str) -> float:
         raise Unusable("but must be a number, such as 2.5") from None
 
 
+def share(value: str) -> float:
+    """Return the number if it is a share of a whole."""
+    if not 0 <= (found := number(value)) <= 1:
+        raise Unusable("but must be a number from 0 to 1: 0.1 is a tenth")
+    return found
+
+
 def one_of(*choices: str) -> Callable[[str], str]:
     """Return a form that accepts these texts."""
 
@@ -344,6 +351,16 @@ def web_address(value: str) -> str:
     if not checked_url(value, "https", "http").hostname:
         raise Unusable("which names no host: write https://api.example.com")
     return value.rstrip("/")
+
+
+def sentry_dsn(value: str) -> str:
+    """Return the DSN of a project of Sentry. Checks that Sentry's client is installed."""
+    parts = checked_url(value, "https", "http")
+    if not (parts.username and parts.hostname and re.search(r"/\d+$", parts.path)):
+        raise Unusable("but must be what Sentry shows as the DSN of a project: https://key@host/number")
+    if find_spec("sentry_sdk") is None:
+        raise Unusable('for which Sentry\'s client is needed. Install the extra "sentry"')
+    return value
 
 
 def database(value: str, engine: str | None = None) -> dict[str, Any]:

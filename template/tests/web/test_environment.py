@@ -103,6 +103,11 @@ NONSENSE: Table = {
         ("10", "but must be one of "),
         ("INFO # or DEBUG", "A comment needs a line of its own."),
     ],
+    "OTEL_EXPORTER_OTLP_ENDPOINT": [
+        ("127.0.0.1:4318", "but must be a URL"),
+        ("grpc://127.0.0.1:4317", "whose scheme is not one of https, http"),
+        ("http://127.0.0.1:port", "whose port is not a number"),
+    ],
     # Told by the command `dev`, below.
     "PORT": [],
     "REQUIRE_VERIFIED_EMAIL": YES_OR_NO,
@@ -110,6 +115,18 @@ NONSENSE: Table = {
     "SECRET_KEY": [],
     "SECURE_HSTS_SECONDS": WHOLE_NUMBER,
     "SECURE_SSL_REDIRECT": YES_OR_NO,
+    "SENTRY_DSN": [
+        ("o1.ingest.sentry.io/1", "but must be a URL"),
+        ("https://o1.ingest.sentry.io/1", "but must be what Sentry shows as the DSN of a project"),
+        (f"https://{SECRET}@o1.ingest.sentry.io", "https://key@host/number"),
+        (f"https://{SECRET}@o1.ingest.sentry.io/acme", "https://key@host/number"),
+    ],
+    "SENTRY_TRACES_SAMPLE_RATE": [
+        ("many", "but must be a number, such as 2.5"),
+        ("10", "but must be a number from 0 to 1"),
+        ("-0.1", "but must be a number from 0 to 1"),
+        ("nan", "but must be a number from 0 to 1"),
+    ],
 }
 
 

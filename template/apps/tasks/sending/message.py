@@ -1,16 +1,19 @@
 """A task on its way to the broker: its arguments, its options and its times, which all have a time zone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from celery import current_app
 from celery.app.task import Context
+from django.conf import settings
 
 from apps.tasks.broker import is_rabbitmq
 from apps.web import clock
 from apps.web.logs import fields
+from apps.web.telemetry import has_opentelemetry
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,40 @@ def with_request_id(headers: Mapping[str, Any] | None) -> dict[str, Any]:
     """
     identity = fields.get().get("request_id")
     return {**({"request_id": identity} if identity else {}), **(headers or {})}
+
+
+def trace_headers() -> dict[str, str]:
+    """Return what leads from the current trace to a task that waits; empty if nothing is traced.
+
+    Sentry and OpenTelemetry do this themselves for a task that is sent at once.
+    """
+    found: dict[str, str] = {}
+    if has_opentelemetry():
+        from opentelemetry import propagate
+
+        propagate.inject(found)
+    if settings.SENTRY_DSN:
+        import sentry_sdk
+
+        found |= {"sentry-trace": sentry_sdk.get_traceparent(), "baggage": sentry_sdk.get_baggage()}
+    return {name: value for name, value in found.items() if value}
+
+
+@contextmanager
+def in_trace(headers: Mapping[str, Any]) -> Iterator[None]:
+    """Send what has waited in the trace in which it was called, not in that of the task which sends it."""
+    with ExitStack() as stack:
+        if has_opentelemetry():
+            from opentelemetry import context, propagate
+
+            stack.callback(context.detach, context.attach(propagate.extract(headers)))
+        if settings.SENTRY_DSN:
+            import sentry_sdk
+
+            stack.enter_context(sentry_sdk.isolation_scope())
+            sentry_sdk.get_current_scope().span = None
+            sentry_sdk.continue_trace(dict(headers))
+        yield
 
 
 def was_redelivered(request: Context) -> bool:

@@ -24,7 +24,7 @@ from apps.tasks.models import OutgoingTask
 from apps.web import clock
 
 from .coroutines import call_where_queries_may_run
-from .message import Message, in_whole_seconds
+from .message import Message, in_trace, in_whole_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +144,8 @@ def _publish(row: OutgoingTask) -> None:
         row.delete()
         return
     # The task's own method would store another row, and the task may have been renamed.
-    current_app.send_task(row.name, call["args"], call["kwargs"], task_id=row.task_id, **in_whole_seconds(options))
+    with in_trace(options.get("headers") or {}):
+        current_app.send_task(row.name, call["args"], call["kwargs"], task_id=row.task_id, **in_whole_seconds(options))
     if not row.durable:
         row.delete()
     elif eta := options.get("eta"):

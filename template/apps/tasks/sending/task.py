@@ -21,7 +21,7 @@ from apps.web import clock
 
 from . import canvas
 from .coroutines import call_where_queries_may_run
-from .message import Message, due, in_whole_seconds, moment, with_request_id, with_zones
+from .message import Message, due, in_whole_seconds, moment, trace_headers, with_request_id, with_zones
 from .running import RunningTask
 
 logger = logging.getLogger(__name__)
@@ -169,6 +169,8 @@ class ProjectTask(RunningTask):
             expires = clock.now() + timedelta(seconds=float(expires))
         if expires:
             lasting["expires"] = moment(expires)
+        if traced := trace_headers():
+            lasting["headers"] = {**(lasting.get("headers") or {}), **traced}
         return Message(self.name, task_id, args, kwargs, lasting)
 
     def _publish(self, message: Message, on_failure: Callable[[], object] | None) -> None:

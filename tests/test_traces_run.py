@@ -1,0 +1,172 @@
+"""With their variables set, Sentry and OpenTelemetry follow a page to its task: one trace, whatever happens between."""
+
+import gzip
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.dev_support import wait_until
+from tests.processes import installed, run
+from tests.template import ROOT
+from tests.trial_page import visited
+
+pytestmark = pytest.mark.run
+
+FIRST, SECOND = "a" * 32, "b" * 32
+SPAN = "c" * 16
+# The one who decodes spans is the project, which has the package for it.
+DECODE = """
+import json, sys
+from pathlib import Path
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+for path in sys.argv[1:]:
+    for resource in ExportTraceServiceRequest.FromString(Path(path).read_bytes()).resource_spans:
+        named = {each.key: each.value.string_value for each in resource.resource.attributes}
+        for scope in resource.scope_spans:
+            for span in scope.spans:
+                print(json.dumps([span.trace_id.hex(), span.name, span.status.code, named["service.name"]]))
+"""
+
+
+class Collector(ThreadingHTTPServer):
+    """Takes what Sentry's client and OpenTelemetry's exporter send, as files in a folder."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Taker)
+        self.folder, self.lock = folder, threading.Lock()
+        folder.mkdir()
+
+    def keep(self, path: str, body: bytes) -> None:
+        with self.lock:
+            kind = path.strip("/").replace("/", "-")
+            place = self.folder / f"{kind}.{len(list(self.folder.iterdir()))}"
+            place.with_suffix(f"{place.suffix}.part").write_bytes(body)
+            place.with_suffix(f"{place.suffix}.part").rename(place)
+
+    def taken(self, path: str) -> list[Path]:
+        """Return the files of what has come in at this path."""
+        return [each for each in self.folder.glob(f"{path.strip('/').replace('/', '-')}.*") if each.suffix != ".part"]
+
+
+class Taker(BaseHTTPRequestHandler):
+    """Answers every request with 200."""
+
+    server: Collector
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.keep(self.path, gzip.decompress(body) if self.headers["Content-Encoding"] == "gzip" else body)
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        """Stay silent."""
+
+
+@contextmanager
+def collecting(folder: Path) -> Iterator[tuple[Collector, str]]:
+    """Run a collector; yields it and its address."""
+    with Collector(folder) as collector:
+        thread = threading.Thread(target=collector.serve_forever)
+        thread.start()
+        try:
+            yield collector, f"127.0.0.1:{collector.server_port}"
+        finally:
+            collector.shutdown()
+            thread.join()
+
+
+def test_sentry_follows_a_page_to_its_task_after_the_commit_through_the_outbox_and_through_a_retry(
+    template_repo, tmp_path
+):
+    project, _ = installed(template_repo, tmp_path, "3.13", "--extra", "sentry", use_flower=False)
+
+    def events() -> list[dict]:
+        bodies = [path.read_text().splitlines() for path in collector.taken("/api/1/envelope/")]
+        lines = [json.loads(line) for body in bodies for line in body if line.startswith("{")]
+        return [each for each in lines if "contexts" in each]
+
+    def seen(trace: str) -> set[tuple[str, str]]:
+        """Return the names of the transactions, and the errors, of a trace."""
+        own = [each for each in events() if each["contexts"]["trace"]["trace_id"] == trace]
+        errors = {each["exception"]["values"][-1]["value"] for each in own if "exception" in each}
+        return {(each["type"], each["transaction"]) for each in own if each.get("type")} | {
+            ("error", each) for each in errors
+        }
+
+    expected = {
+        ("transaction", "/trial"),
+        ("transaction", "acme.trials.stumble"),
+        ("transaction", "acme.trials.finish"),
+        ("error", "on purpose"),
+    }
+    headers = [{"sentry-trace": f"{trace}-{SPAN}-1"} for trace in (FIRST, SECOND)]
+    with collecting(tmp_path / "taken") as (collector, address):
+        dsn = f"http://key@{address}/1"
+        with visited(project, tmp_path, *headers, SENTRY_DSN=dsn, SENTRY_TRACES_SAMPLE_RATE="1.0") as trial:
+            wait_until(lambda: seen(FIRST) >= expected and seen(SECOND) >= expected)
+            assert seen(FIRST) == seen(SECOND) == expected, trial.worker.text
+            assert runs(events(), "acme.trials.stumble", FIRST) >= 2
+
+
+def runs(events: list[dict], name: str, trace: str) -> int:
+    """Return how many runs of a task are in a trace."""
+    return sum(each.get("transaction") == name and each["contexts"]["trace"]["trace_id"] == trace for each in events)
+
+
+def test_opentelemetry_follows_a_page_to_its_task_after_the_commit_through_the_outbox_and_through_a_retry(
+    template_repo, tmp_path
+):
+    project, programs = installed(template_repo, tmp_path, "3.13", "--extra", "opentelemetry", use_flower=False)
+
+    def spans() -> list[list]:
+        files = collector.taken("/v1/traces")
+        return [json.loads(line) for line in run(project, programs / "python", "-c", DECODE, *files).splitlines()]
+
+    def seen(trace: str) -> set[tuple[str, bool]]:
+        return {(name, code == 2) for identity, name, code, _ in spans() if identity == trace}
+
+    expected = {
+        ("GET trial", False),
+        ("apply_async/acme.trials.stumble", False),
+        ("run/acme.trials.stumble", False),
+        ("apply_async/acme.trials.finish", False),
+        ("run/acme.trials.finish", True),
+    }
+    headers = [{"traceparent": f"00-{trace}-{SPAN}-01"} for trace in (FIRST, SECOND)]
+    variables = {"OTEL_BSP_SCHEDULE_DELAY": "200", "OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
+    with collecting(tmp_path / "taken") as (collector, address):
+        variables["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://{address}"
+        with visited(project, tmp_path, *headers, **variables) as trial:
+            wait_until(lambda: seen(FIRST) >= expected and seen(SECOND) >= expected)
+            assert seen(FIRST) >= expected and seen(SECOND) >= expected, (seen(FIRST), seen(SECOND), trial.worker.text)
+            assert sum(each[:2] == [FIRST, "run/acme.trials.stumble"] for each in spans()) >= 2
+            assert {service for *_, service in spans()} == {"acme"}
+
+
+@pytest.mark.parametrize(
+    ("manager", "given", "options"),
+    [
+        ("uv", "", []),
+        ("uv", "sentry", ["--extra", "sentry"]),
+        ("uv", "sentry opentelemetry", ["--extra", "sentry", "--extra", "opentelemetry"]),
+        ("pip", "", ["."]),
+        ("pip", "sentry,opentelemetry", [".[sentry,opentelemetry]"]),
+    ],
+)
+def test_an_image_gets_the_extras_that_its_dockerfile_names(render, manager, given, options):
+    text = (render(package_manager=manager) / "Dockerfile").read_text().replace("\\\n", "")
+    assert '\nARG EXTRAS=""\n' in text
+    [install] = re.findall(r"(?:uv sync --locked|pip install -c constraints.txt (?!--upgrade)).*", text)
+    printed = run(ROOT, "sh", "-c", f"EXTRAS={given!r}; printf '%s\\n' {install}").splitlines()
+    start = {"uv": "uv sync --locked --no-default-groups", "pip": "pip install -c constraints.txt"}[manager].split()
+    assert printed == start + options
