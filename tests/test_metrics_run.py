@@ -17,7 +17,7 @@ import yaml
 from tests import template
 from tests.browser import PATIENCE_SECONDS, free_port
 from tests.dev_support import wait_until
-from tests.processes import Program, installed, needed, redis_server, run, started
+from tests.processes import Program, freeze, installed, needed, redis_server, run, started
 
 METRICS = template.ROOT / "template/apps/metrics"
 TRIALS = """
@@ -198,7 +198,7 @@ def test_every_process_of_the_web_server_tells_the_same_and_a_dead_broker_is_an_
             assert wait_until(lambda: read(page)['queue_messages{queue="celery"}'] == 0)
             assert wait_until(lambda: read(page)['queue_consumers{queue="celery"}'] == 1)
         # It accepts connections, and says nothing.
-        os.kill(server.process.pid, signal.SIGSTOP)
+        freeze(server.process.pid)
         try:
             assert read(page)["broker_up"] == 0
         finally:

@@ -22,6 +22,7 @@ from tests.dev_support import left_in, wait_until
 from tests.processes import (
     Program,
     environment,
+    freeze,
     installed,
     needed,
     postgresql_server,
@@ -180,7 +181,7 @@ def kill(scene: Scene) -> None:
 def hang(scene: Scene) -> None:
     holder, standby = scene.beats()
     scene.some_are_sent()
-    holder.process.send_signal(signal.SIGSTOP)
+    freeze(holder.process.pid)
     try:
         standby.says(HOLDS)
     finally:
@@ -224,7 +225,7 @@ def outage_of_the_database(scene: Scene) -> None:
     beats = scene.beats(tasks=TASKS // 2)
     scene.some_are_sent()
     for beat in beats:
-        beat.process.send_signal(signal.SIGSTOP)
+        freeze(beat.process.pid)
     try:
         # They see these tasks only when the database is back.
         scene.schedule(first=TASKS // 2)

@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from inspect import getsource
 from pathlib import Path
 
 import psutil
@@ -18,7 +19,7 @@ import pytest
 
 from tests import template
 from tests.browser import PATIENCE_SECONDS, free_port
-from tests.processes import installed, interpreter, needed, rabbitmq_server, redis_server, run
+from tests.processes import freeze, installed, interpreter, needed, rabbitmq_server, redis_server, run
 
 pytestmark = pytest.mark.run
 
@@ -52,7 +53,8 @@ for folder in sys.argv[1:]:
 sys.exit(f"Failed: {failed}" if failed else 0)
 """
 DELAY = """
-import os, time, django
+import os, signal, time, django
+from pathlib import Path
 django.setup()
 from kombu.exceptions import OperationalError
 from acme.tasks import add, say_good_morning
@@ -72,7 +74,7 @@ if frozen := os.environ.get("FREEZE"):
     # Again if the broker is slow on a machine with other things to do: now it is not what is asked.
     while not is_sent():
         pass
-    os.kill(int(frozen), 19)
+    freeze(int(frozen))
 for task, arguments in ((say_good_morning, ()), (add, (1, 2))):
     began = now()
     try:
@@ -456,7 +458,7 @@ def assert_errors_at_once(on: tuple[Path, Path], **variables: str) -> None:
     project, programs = on
     given = variables | {"DEBUG": "1", "DJANGO_SETTINGS_MODULE": "acme.settings"}
     # Ended from outside if it hangs, as it did with Celery's defaults.
-    printed = run(project, programs / "python", "-c", DELAY, seconds=PATIENCE_SECONDS, **given)
+    printed = run(project, programs / "python", "-c", getsource(freeze) + DELAY, seconds=PATIENCE_SECONDS, **given)
     seconds = [float(each) for each in re.findall(r"error after (\S+) s", printed)]
     assert len(seconds) == 2 and max(seconds) < AT_ONCE_SECONDS, printed
 
@@ -482,9 +484,11 @@ def test_a_broker_that_freezes_under_a_connection_is_an_error_at_once(on, tmp_pa
 
 LATE = """
 import os, signal, time, django
+from pathlib import Path
 django.setup()
 from celery import current_app
 
+broker = int(os.environ["FREEZE"])
 connection = current_app.connection_for_write()
 
 def is_confirmed(seconds):
@@ -494,20 +498,17 @@ def is_confirmed(seconds):
     except connection.recoverable_connection_errors:
         return False
 
-def tell_broker(number):
-    os.kill(int(os.environ["FREEZE"]), number)
-
 producer = connection.Producer()
 # On a machine with other things to do, RabbitMQ may be too slow at first.
 while not is_confirmed(60):
     connection.collect()
     producer = connection.Producer()
-tell_broker(signal.SIGSTOP)
+freeze(broker)
 confirmed = [is_confirmed(0.3) for _ in range(5)]
-tell_broker(signal.SIGCONT)
+os.kill(broker, signal.SIGCONT)
 # Until the confirmations of these messages have arrived.
 time.sleep(3)
-tell_broker(signal.SIGSTOP)
+freeze(broker)
 print("confirmed:", *confirmed, is_confirmed(2))
 """
 
@@ -519,8 +520,9 @@ def test_a_confirmation_that_comes_late_is_not_taken_for_that_of_the_next_messag
         [broker] = psutil.Process(server.process.pid).children()
         given = {"CELERY_BROKER_URL": url, "DEBUG": "1", "DJANGO_SETTINGS_MODULE": "acme.settings"}
         try:
+            code = getsource(freeze) + LATE
             printed = run(
-                project, programs / "python", "-c", LATE, seconds=PATIENCE_SECONDS, FREEZE=str(broker.pid), **given
+                project, programs / "python", "-c", code, seconds=PATIENCE_SECONDS, FREEZE=str(broker.pid), **given
             )
         finally:
             broker.resume()

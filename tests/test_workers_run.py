@@ -19,6 +19,7 @@ from tests.processes import (
     Program,
     add_gevent,
     environment,
+    freeze,
     installed,
     needed,
     postgresql_server,
@@ -293,7 +294,7 @@ def prove_that_a_hang_is_noticed(project: Path, folder: Path, broker: int, url: 
             stack.enter_context(worker(project, own, url, pool))
         for own in folders:
             assert wait_until(lambda own=own: probe(project, own))
-        os.kill(broker, signal.SIGSTOP)
+        freeze(broker)
         try:
             for own in folders:
                 assert wait_until(lambda own=own: goes_silent(project, own))
@@ -335,7 +336,7 @@ def prove_that_it_ends_though_the_broker_hangs(
             # The time for running tasks is longer than the patience of a test.
             own = worker(project, folder / pool, url, pool, WORKER_STOP_SECONDS="3600")
             programs.append(stack.enter_context(own))
-        os.kill(broker, signal.SIGSTOP)
+        freeze(broker)
         try:
             for program in programs:
                 program.process.terminate()
