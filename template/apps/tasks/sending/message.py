@@ -89,8 +89,8 @@ def trace_headers() -> dict[str, str]:
 
 
 @contextmanager
-def in_trace(headers: Mapping[str, Any]) -> Iterator[None]:
-    """Send what has waited in the trace in which it was called, not in that of the task which sends it."""
+def in_trace(name: str, headers: Mapping[str, Any]) -> Iterator[None]:
+    """Send a task that has waited in the trace in which it was called, not in that of the task which sends it."""
     with ExitStack() as stack:
         if has_opentelemetry():
             from opentelemetry import context, propagate
@@ -100,8 +100,9 @@ def in_trace(headers: Mapping[str, Any]) -> Iterator[None]:
             import sentry_sdk
 
             stack.enter_context(sentry_sdk.isolation_scope())
-            sentry_sdk.get_current_scope().span = None
-            sentry_sdk.continue_trace(dict(headers))
+            # Sentry's client gives a message a trace only from within a transaction.
+            transaction = sentry_sdk.continue_trace(dict(headers), op="queue.submit.celery", name=f"send {name}")
+            stack.enter_context(sentry_sdk.start_transaction(transaction))
         yield
 
 

@@ -144,7 +144,7 @@ def _publish(row: OutgoingTask) -> None:
         row.delete()
         return
     # The task's own method would store another row, and the task may have been renamed.
-    with in_trace(options.get("headers") or {}):
+    with in_trace(row.name, options.get("headers") or {}):
         current_app.send_task(row.name, call["args"], call["kwargs"], task_id=row.task_id, **in_whole_seconds(options))
     if not row.durable:
         row.delete()
