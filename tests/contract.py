@@ -560,6 +560,7 @@ def answer_breaches(renderer: Renderer, answers: Answers) -> Iterator[str]:
     expected = {
         "features": expected_features(answers),
         "celery_reasons": expected_reasons(answers),
+        "dashed_slug": "acme",
         "commands": expected_commands(answers),
         "processes": expected_processes(answers),
     }
@@ -653,7 +654,7 @@ def validation_breaches(renderer: Renderer) -> Iterator[str]:
         )
         if bool(said.strip()) != (pool == "gevent" and has_chat):
             yield f"{pool} is {'' if said.strip() else 'not '}refused {'with' if has_chat else 'without'} the chat"
-    for name in ("celery_reasons", "commands", "features", "processes"):
+    for name in ("celery_reasons", "commands", "dashed_slug", "features", "processes"):
         if f"{name} is computed" not in refused(name, "{}"):
             yield f"{name} can be set"
     if refused("features", {}, given={"_src_path": "template"}):

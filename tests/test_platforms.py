@@ -32,7 +32,7 @@ ANSWERS: tuple[Answers, ...] = (
     {"use_flower": False},
     {"use_celery": False},
     {"use_celery": False, "use_async": True},
-    {"project_slug": "my_acme"},
+    {"project_slug": "my_own__acme_"},
 )
 # What each target adds to a project that runs nowhere. A folder ends with a slash.
 FILES = {
@@ -43,6 +43,7 @@ FILES = {
     "procfile": {"Procfile", "app.json", "heroku.yml"},
     "render": {"render.yaml"},
 }
+OF_TARGETS = tuple(path for paths in FILES.values() for path in paths)
 IMAGE = {".dockerignore", "Dockerfile"}
 # The memory of a plan or a size, in megabytes.
 RENDER_MEMORY = {"starter": 512, "standard": 2048}
@@ -60,7 +61,7 @@ class Project:
         self.files = renderer.project(answers)
         self.features, self.processes = context["features"], context["processes"]
         self.slug = answers["project_slug"]
-        self.name = self.slug.replace("_", "-")
+        self.name = re.sub("_+", "-", self.slug.strip("_"))
         self.running = {name: process for name, process in self.processes.items() if name != "release"}
 
     def text(self, path: str) -> str:
@@ -102,8 +103,34 @@ def test_a_target_brings_its_own_files_and_an_image_and_nothing_else(renderer, t
 
 
 def test_no_two_targets_own_the_same_path():
-    paths = [path for files in FILES.values() for path in files]
-    assert len(paths) == len(set(paths)) and set(FILES) == set(template.TARGETS)
+    assert len(OF_TARGETS) == len(set(OF_TARGETS)) and set(FILES) == set(template.TARGETS)
+
+
+SLUGS = ["my_own__acme_", f"my_own_{'x' * 42}_"]
+# What DNS takes as a part of a name. Images and packages are called by it, too.
+DNS_LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_every_name_that_is_made_of_the_slug_is_one_that_platforms_take(renderer, slug):
+    project = Project(renderer, {"project_slug": slug})
+    broken, named = set(), set()
+    for path in project.files:
+        for name in re.findall(r"[\w-]*my-own[\w-]*", project.text(path)):
+            named.add(path)
+            if not DNS_LABEL.fullmatch(name) or "--" in name or not name.startswith(project.name):
+                broken.add(f"{path}: {name}")
+    assert not broken, sorted(broken)
+    files = {path for path in project.files if path in OF_TARGETS or path.startswith(OF_TARGETS)}
+    assert named - files == {"pyproject.toml", "uv.lock"}
+    assert named >= {".kamal/secrets", "config/deploy.yml", "fly.toml", "render.yaml", "deploy/compose/compose.yaml"}
+
+
+def test_no_template_turns_the_slug_into_a_name_by_itself():
+    """`dashed_slug` is that name."""
+    own = re.compile(r"project_slug *\|")
+    texts = {name: template.raw(name).decode() for name in template.template_files() if name.endswith(".jinja")}
+    assert [name for name, text in texts.items() if own.search(text)] == []
 
 
 # Procfile and Heroku --------------------------------------------------------
