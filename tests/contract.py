@@ -539,18 +539,22 @@ def expected_processes(answers: Answers) -> dict[str, dict[str, Any]]:
     ]
     small = {"count": 1, "memory_mb": 256, "stop_seconds": 10}
     large = {"concurrency": 2, "count": 2, "memory_mb": 512, "stop_seconds": 30}
+    served = {"path": "/up", "port": 8000}
     found = {
         "release": {"command": bootstrap if has_celery(answers) else release, "memory_mb": 256},
-        "web": large | {"check": get("8000/up"), "command": uvicorn if asgi(answers) else gunicorn},
+        "web": large | served | {"check": get("8000/up"), "command": uvicorn if asgi(answers) else gunicorn},
     }
     if has_celery(answers):
-        worker = {"concurrency": concurrency, "memory_mb": 768}
+        command = f"celery -A acme worker -l info{pool}"
+        worker = {"concurrency": concurrency, "give_back_seconds": 25, "memory_mb": 768}
+        worker |= {"command": command, "production_command": f"{command} --concurrency={concurrency}"}
         found |= {
             "beat": small | {"check": alive("beat"), "command": "celery -A acme beat -l info"},
-            "worker": large | worker | {"check": alive("worker"), "command": f"celery -A acme worker -l info{pool}"},
+            "worker": large | worker | {"check": alive("worker")},
         }
     if flower(answers):
-        found["flower"] = small | {"check": get("5555/healthcheck"), "command": "celery -A acme flower"}
+        served = {"path": "/healthcheck", "port": 5555}
+        found["flower"] = small | served | {"check": get("5555/healthcheck"), "command": "celery -A acme flower"}
     return found
 
 

@@ -73,20 +73,18 @@ class Project:
     def command(self, name: str) -> str:
         """The command of a process in production."""
         process = self.processes[name]
-        concurrency = f" --concurrency={process['concurrency']}" if name == "worker" else ""
-        return process["command"] + concurrency
+        return process.get("production_command", process["command"])
 
     def variables(self) -> dict[str, str]:
         """The variables by which processes learn what their commands do not say."""
         variables = {"WEB_CONCURRENCY": str(self.processes["web"]["concurrency"])}
         if self.features["celery"]:
-            variables["WORKER_STOP_SECONDS"] = str(self.processes["worker"]["stop_seconds"] - 5)
+            variables["WORKER_STOP_SECONDS"] = str(self.processes["worker"]["give_back_seconds"])
         return variables
 
     def check(self, name: str) -> tuple[int, str]:
         """The port and the path that the check of a process asks for."""
-        port, path = re.search(r"http://127\.0\.0\.1:(\d+)(/\w+)'", self.processes[name]["check"]).groups()
-        return int(port), path
+        return self.processes[name]["port"], self.processes[name]["path"]
 
 
 @pytest.fixture(scope="module", params=ANSWERS, ids=label)
@@ -104,6 +102,26 @@ def test_a_target_brings_its_own_files_and_an_image_and_nothing_else(renderer, t
 
 def test_no_two_targets_own_the_same_path():
     assert len(OF_TARGETS) == len(set(OF_TARGETS)) and set(FILES) == set(template.TARGETS)
+
+
+def test_the_process_model_agrees_with_itself(project):
+    for name, process in project.running.items():
+        if "port" in process:
+            assert f"urlopen('http://127.0.0.1:{process['port']}{process['path']}'" in process["check"], name
+    if worker := project.processes.get("worker"):
+        assert 0 < worker["give_back_seconds"] < worker["stop_seconds"]
+        assert worker["production_command"] == f"{worker['command']} --concurrency={worker['concurrency']}"
+    assert re.search(rf"\b{project.processes['web']['port']}\b", project.command("web"))
+
+
+# What the process model says: ports, paths, options, and numbers that follow from one another.
+SAID = re.compile(r"\b(?:8000|5555)\b|/healthcheck|/up\b|--concurrency|_seconds -|worker\.command")
+
+
+def test_no_file_of_a_target_spells_what_the_process_model_says():
+    names = [name for name in template.template_files() if name.startswith((*OF_TARGETS, *IMAGE))]
+    assert "fly.toml.jinja" in names and "deploy/kubernetes/web.yaml.jinja" in names
+    assert {name: found for name in names if (found := SAID.findall(template.raw(name).decode()))} == {}
 
 
 SLUGS = ["my_own__acme_", f"my_own_{'x' * 42}_"]
@@ -143,7 +161,7 @@ def entries(procfile: str) -> dict[str, str]:
 
 def test_a_procfile_runs_every_process(project):
     expected = {name: project.command(name) for name in project.processes}
-    expected["web"] = expected["web"].replace("8000", "$PORT")
+    expected["web"] = expected["web"].replace(str(project.processes["web"]["port"]), "$PORT")
     assert entries(project.text("Procfile")) == expected
 
 
