@@ -324,7 +324,9 @@ CONTRACT = [
     Row("deploy/compose/Caddyfile", "reverse_proxy flower:5555", both(target("compose"), flower)),
     Row("deploy/compose/backup", "# Queued tasks are not part of it", both(target("compose"), has_celery)),
     Row("config/deploy.yml", "    - CELERY_BROKER_URL\n", both(target("kamal"), has_celery)),
+    Row("config/deploy.yml", "    WORKER_METRICS_PORT: 0.0.0.0:9808\n", both(target("kamal"), metrics)),
     Row("config/deploy.yml", "    WORKER_STOP_SECONDS: ", both(target("kamal"), has_celery)),
+    Row("config/deploy.yml", "      network-alias: acme-worker\n", both(target("kamal"), metrics)),
     Row("config/deploy.yml", "  beat:\n", both(target("kamal"), has_celery)),
     Row("config/deploy.yml", "  flower:\n", both(target("kamal"), flower)),
     Row("config/deploy.yml", "  rabbitmq:\n    image:", both(target("kamal"), rabbitmq)),
@@ -344,6 +346,7 @@ CONTRACT = [
     Row("deploy/compose/compose.yaml", "  redis:\n    image:", both(target("compose"), redis)),
     Row("deploy/compose/compose.yaml", "  CELERY_BROKER_URL: amqp://app:${RABBITMQ", both(target("compose"), rabbitmq)),
     Row("deploy/compose/compose.yaml", "  CELERY_BROKER_URL: redis://redis:6379/0", both(target("compose"), redis)),
+    Row("deploy/compose/compose.yaml", "      WORKER_METRICS_PORT: 0.0.0.0:9808\n", both(target("compose"), metrics)),
     Row("deploy/compose/restore", "compose stop web worker beat\n", both(target("compose"), has_celery)),
     Row("deploy/compose/restore", "compose stop web\n", both(target("compose"), not_(has_celery))),
     Row("deploy/kubernetes/autoscaling/kustomization.yaml", None, both(target("kubernetes"), has_celery)),
@@ -364,10 +367,19 @@ CONTRACT = [
     Row("deploy/kubernetes/settings.env.example", "FLOWER_BASIC_AUTH=", both(target("kubernetes"), flower)),
     Row("deploy/kubernetes/settings.env.example", "KEDA_REDIS_ADDRESS=", both(target("kubernetes"), redis)),
     Row("deploy/kubernetes/worker.yaml", None, both(target("kubernetes"), has_celery)),
+    Row("deploy/kubernetes/worker.yaml", '        prometheus.io/scrape: "true"\n', both(target("kubernetes"), metrics)),
+    Row(
+        "deploy/kubernetes/worker.yaml",
+        "            - name: WORKER_METRICS_PORT\n",
+        both(target("kubernetes"), metrics),
+    ),
+    Row("deploy/kubernetes/worker.yaml", "            - name: metrics\n", both(target("kubernetes"), metrics)),
     Row("flowerconfig.py", None, flower),
     Row("fly.toml", None, target("fly")),
     Row("fly.toml", "# fly scale count web=2\n", both(target("fly"), not_(has_celery))),
     Row("fly.toml", "# fly scale count web=2 worker=2 beat=1\n", both(target("fly"), has_celery)),
+    Row("fly.toml", '\nWORKER_METRICS_PORT = "0.0.0.0:9808"\n', both(target("fly"), metrics)),
+    Row("fly.toml", '\n[[metrics]]\nprocesses = ["worker"]\nport = 9808\n', both(target("fly"), metrics)),
     Row("fly.toml", '\nWORKER_STOP_SECONDS = "25"\n', both(target("fly"), has_celery)),
     Row("fly.toml", '\nbeat = "celery -A acme beat', both(target("fly"), has_celery)),
     Row("fly.toml", '\nflower = "celery -A acme flower"\n', both(target("fly"), flower)),
@@ -546,7 +558,7 @@ def expected_processes(answers: Answers) -> dict[str, dict[str, Any]]:
     }
     if has_celery(answers):
         command = f"celery -A acme worker -l info{pool}"
-        worker = {"concurrency": concurrency, "give_back_seconds": 25, "memory_mb": 768}
+        worker = {"concurrency": concurrency, "give_back_seconds": 25, "memory_mb": 768, "metrics_port": 9808}
         worker |= {"command": command, "production_command": f"{command} --concurrency={concurrency}"}
         found |= {
             "beat": small | {"check": alive("beat"), "command": "celery -A acme beat -l info"},

@@ -25,6 +25,7 @@ PROJECTS: dict[str, template.Answers] = {
     "flower off": {"use_flower": False},
     "celery off": template.OFF,
     "asgi": {"use_async": True},
+    "metrics": {"use_metrics": True},
     "everything": template.EVERYTHING,
     "a name with dashes": {"project_slug": "my_own__project_"},
 }
@@ -121,7 +122,8 @@ def test_each_process_is_started_and_stopped_as_everywhere(built):
         variables = {each["name"]: each["value"] for each in container.get("env", [])}
         command = shlex.split(process.get("production_command", process["command"]))
         if name == "worker":
-            assert variables == {"WORKER_STOP_SECONDS": str(process["give_back_seconds"])}
+            assert variables.pop("WORKER_STOP_SECONDS") == str(process["give_back_seconds"])
+            assert {*variables} <= {"WORKER_METRICS_PORT"}
         if name == "web":
             assert variables == {"WEB_CONCURRENCY": str(process["concurrency"])}
         assert container["command"] == command
@@ -169,6 +171,29 @@ def test_requests_get_from_the_ingress_to_the_port_of_the_web_server(built):
     assert built.by_kind["Deployment"]["web"]["spec"]["template"]["metadata"]["labels"] == service["selector"]
     [port] = built.pods["web"]["containers"][0]["ports"]
     assert port == {"name": "http", "containerPort": built.processes["web"]["port"]}
+
+
+ANNOTATIONS = "prometheus.io/"
+
+
+def test_prometheus_finds_the_figures_of_each_worker_and_looks_for_none_elsewhere(built, answers):
+    found = {}
+    for name, deployment in built.by_kind["Deployment"].items():
+        told = deployment["spec"]["template"]["metadata"].get("annotations", {})
+        found[name] = {key.removeprefix(ANNOTATIONS): value for key, value in told.items()}
+    worker = found.pop("worker", {})
+    assert not any(found.values())
+    if not answers.get("use_metrics"):
+        assert not worker
+        return
+    [container] = built.pods["worker"]["containers"]
+    port = built.processes["worker"]["metrics_port"]
+    assert worker == {"scrape": "true", "port": str(port), "path": "/metrics"}
+    assert container["ports"] == [{"name": "metrics", "containerPort": port}]
+    variables = {each["name"]: each["value"] for each in container["env"]}
+    assert variables["WORKER_METRICS_PORT"] == f"0.0.0.0:{port}"
+    # Without a Service, the port is one of the pod alone.
+    assert {*built.by_kind["Service"]} == {"web"}
 
 
 # Releases -------------------------------------------------------------------

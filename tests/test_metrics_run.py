@@ -290,6 +290,26 @@ def test_prometheus_scrapes_a_project_and_knows_every_metric_that_alerts_and_das
             assert healthy == ["up", "up"]
 
 
+MONITOR = (template.ROOT / "docs/how-to/monitor.md").read_text()
+CONFIGURATIONS = [block for block in re.findall(r"```yaml\n(.*?)```", MONITOR, re.DOTALL) if "scrape_configs" in block]
+
+
+@pytest.mark.run
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_prometheus_takes_what_the_documentation_tells_it(tmp_path, configuration):
+    (tmp_path / "apps/metrics").mkdir(parents=True)
+    (tmp_path / "apps/metrics/alerts.yml").write_text((METRICS / "alerts.yml").read_text())
+    (tmp_path / "prometheus.yml").write_text(configuration)
+    run(tmp_path, needed("promtool"), "check", "config", "prometheus.yml")
+
+
+def test_the_documentation_names_the_port_of_the_workers(renderer):
+    port = renderer.context(template.DEFAULTS)["processes"]["worker"]["metrics_port"]
+    jobs = [job for text in CONFIGURATIONS for job in yaml.safe_load(text)["scrape_configs"]]
+    found = {each["port"] for job in jobs for each in job.get("dns_sd_configs", [])}
+    assert len(CONFIGURATIONS) == 3 and found == {port}
+
+
 def waits(*buckets: tuple[str, int]) -> dict[str, str]:
     """Return the series of waits of which so many more each minute are not longer than each bound."""
     return {f'task_wait_seconds_bucket{{task="a",le="{bound}"}}': f"0+{number}x60" for bound, number in buckets}

@@ -32,6 +32,7 @@ ANSWERS: tuple[Answers, ...] = (
     {"use_flower": False},
     {"use_celery": False},
     {"use_celery": False, "use_async": True},
+    {"use_metrics": True},
     {"project_slug": "my_own__acme_"},
 )
 # What each target adds to a project that runs nowhere. A folder ends with a slash.
@@ -82,6 +83,11 @@ class Project:
             variables["WORKER_STOP_SECONDS"] = str(self.processes["worker"]["give_back_seconds"])
         return variables
 
+    def metrics(self) -> dict[str, str]:
+        """The variable by which a worker shows its figures, for targets that have a private network."""
+        listening = f"0.0.0.0:{self.processes['worker']['metrics_port']}" if self.features["metrics"] else ""
+        return {"WORKER_METRICS_PORT": listening} if listening else {}
+
     def check(self, name: str) -> tuple[int, str]:
         """The port and the path that the check of a process asks for."""
         return self.processes[name]["port"], self.processes[name]["path"]
@@ -115,7 +121,7 @@ def test_the_process_model_agrees_with_itself(project):
 
 
 # What the process model says: ports, paths, options, and numbers that follow from one another.
-SAID = re.compile(r"\b(?:8000|5555)\b|/healthcheck|/up\b|--concurrency|_seconds -|worker\.command")
+SAID = re.compile(r"\b(?:8000|5555|9808)\b|/healthcheck|/up\b|--concurrency|_seconds -|worker\.command")
 
 
 def test_no_file_of_a_target_spells_what_the_process_model_says():
@@ -300,7 +306,8 @@ def test_fly_runs_every_process(project):
     app = fly(project)
     assert app["processes"] == {name: project.command(name) for name in project.running}
     assert app["deploy"]["release_command"] == project.command("release")
-    assert app["env"] == {"ALLOWED_HOSTS": f"{app['app']}.fly.dev", "BEHIND_HTTPS_PROXY": "1"} | project.variables()
+    expected = {"ALLOWED_HOSTS": f"{app['app']}.fly.dev", "BEHIND_HTTPS_PROXY": "1"}
+    assert app["env"] == expected | project.variables() | project.metrics()
     assert app["app"] == project.name
     assert app["restart"] == [{"policy": "always"}]
 
@@ -327,6 +334,12 @@ def test_fly_checks_what_answers_requests_and_shows_only_the_web_server_to_the_w
     assert set(checks) == set(project.running) & {"flower"}
     for name, check in checks.items():
         assert (check["port"], check["path"], check["processes"]) == (*project.check(name), [name])
+
+
+def test_fly_reads_the_figures_of_workers_with_metrics_and_of_nothing_else(project):
+    port = project.processes.get("worker", {}).get("metrics_port")
+    expected = [{"processes": ["worker"], "port": port, "path": "/metrics"}] if project.features["metrics"] else None
+    assert fly(project).get("metrics") == expected
 
 
 def test_fly_says_how_many_machines_to_run(project):
@@ -405,8 +418,15 @@ def test_accessories_of_kamal_are_those_of_the_compose_file(project):
 
 def test_the_variables_of_kamal_are_those_that_production_needs(project):
     config = project.yaml("config/deploy.yml")
-    given = config["env"]["clear"]
-    assert given == {"ALLOWED_HOSTS": config["proxy"]["host"], "BEHIND_HTTPS_PROXY": "1"} | project.variables()
+    expected = {"ALLOWED_HOSTS": config["proxy"]["host"], "BEHIND_HTTPS_PROXY": "1"}
+    assert config["env"]["clear"] == expected | project.variables() | project.metrics()
+
+
+def test_on_kamal_all_workers_with_metrics_have_one_name_on_the_network_of_the_server(project):
+    servers = project.yaml("config/deploy.yml")["servers"]
+    names = {name: role["options"].get("network-alias") for name, role in servers.items()}
+    expected = f"{project.name}-worker" if project.features["metrics"] else None
+    assert {name: alias for name, alias in names.items() if alias} == ({"worker": expected} if expected else {})
 
 
 KAMAL = """#!/bin/sh

@@ -36,6 +36,17 @@ def test_each_process_of_the_model_is_a_service_as_the_model_says(renderer, answ
         assert seconds == str(model["worker"]["give_back_seconds"])
 
 
+@pytest.mark.parametrize("answers", [{}, {"use_metrics": True}], ids=template.label)
+def test_workers_with_metrics_show_them_to_the_other_services_alone(renderer, answers):
+    found = services(renderer, **answers)
+    port = renderer.context(template.DEFAULTS | answers)["processes"]["worker"]["metrics_port"]
+    shown = {name: each.get("environment", {}).get("WORKER_METRICS_PORT") for name, each in found.items()}
+    expected = {"worker": f"0.0.0.0:{port}"} if answers else {}
+    assert {name: address for name, address in shown.items() if address} == expected
+    assert [name for name, service in found.items() if "ports" in service] == ["caddy"]
+    assert str(port) not in str(found["caddy"])
+
+
 @pytest.mark.parametrize("answers", [{}, {"celery_broker": "rabbitmq"}, template.OFF], ids=template.label)
 def test_every_variable_that_the_server_needs_is_in_its_example(renderer, answers):
     files = renderer.project(template.DEFAULTS | {"deploy": ["compose"]} | answers)
