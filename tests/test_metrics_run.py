@@ -166,6 +166,23 @@ def test_when_a_process_is_killed_no_count_is_lost_and_none_goes_down(made, brok
         assert not [each for each in psutil.net_connections("tcp") if is_listening(each, int(port))]
 
 
+@pytest.mark.run
+def test_what_a_killed_worker_leaves_goes_with_the_start_of_the_next_one(made, broker, tmp_path):
+    url = broker[1]
+
+    def folders() -> set[Path]:
+        return set(tmp_path.glob("worker-metrics-*"))
+
+    with worker(made, url, tmp_path / "first.log", "--concurrency=2", "--hostname=first@%h"):
+        of_first = folders()
+        with worker(made, url, tmp_path / "second.log", "--concurrency=2", "--hostname=second@%h") as (second, _):
+            of_second = folders() - of_first
+            second.kill()
+        assert len(of_first) == len(of_second) == 1 and folders() == of_first | of_second
+        with worker(made, url, tmp_path / "third.log", "--concurrency=2", "--hostname=third@%h"):
+            assert of_first < folders() and not of_second & folders()
+
+
 def is_listening(connection: object, port: int) -> bool:
     return connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
 
