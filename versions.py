@@ -223,11 +223,10 @@ def lock_template(locks: Sequence[str]) -> str:
     """Return the template of uv.lock, from the lock of each project."""
     [head] = {lock.partition(SEPARATOR)[0] for lock in locks}
     own = conditional(merged_lines([next(filter(is_own, packages(lock))) for lock in locks]))
-    name = '{{ project_slug | regex_replace("_+", "-") | regex_replace("-$", "") }}'
     return (
         "{# Written by `uv run versions.py`. #}\n"
         + head
-        + f"{{% set own %}}\n{own.replace(name_of(own), name, 1)}{{% endset %}}\n"
+        + f"{{% set own %}}\n{own.replace(name_of(own), '{{ dashed_slug }}', 1)}{{% endset %}}\n"
         + f"{{% set others %}}\n{conditional(merged_packages(locks))}{{% endset %}}\n"
         + LOCK_END
     )

@@ -328,7 +328,9 @@ CONTRACT = [
     Row("deploy/compose/Caddyfile", "reverse_proxy flower:5555", both(target("compose"), flower)),
     Row("deploy/compose/backup", "# Queued tasks are not part of it", both(target("compose"), has_celery)),
     Row("config/deploy.yml", "    - CELERY_BROKER_URL\n", both(target("kamal"), has_celery)),
+    Row("config/deploy.yml", "    WORKER_METRICS_PORT: 0.0.0.0:9808\n", both(target("kamal"), metrics)),
     Row("config/deploy.yml", "    WORKER_STOP_SECONDS: ", both(target("kamal"), has_celery)),
+    Row("config/deploy.yml", "      network-alias: acme-worker\n", both(target("kamal"), metrics)),
     Row("config/deploy.yml", "  beat:\n", both(target("kamal"), has_celery)),
     Row("config/deploy.yml", "  flower:\n", both(target("kamal"), flower)),
     Row("config/deploy.yml", "  rabbitmq:\n    image:", both(target("kamal"), rabbitmq)),
@@ -348,6 +350,7 @@ CONTRACT = [
     Row("deploy/compose/compose.yaml", "  redis:\n    image:", both(target("compose"), redis)),
     Row("deploy/compose/compose.yaml", "  CELERY_BROKER_URL: amqp://app:${RABBITMQ", both(target("compose"), rabbitmq)),
     Row("deploy/compose/compose.yaml", "  CELERY_BROKER_URL: redis://redis:6379/0", both(target("compose"), redis)),
+    Row("deploy/compose/compose.yaml", "      WORKER_METRICS_PORT: 0.0.0.0:9808\n", both(target("compose"), metrics)),
     Row("deploy/compose/restore", "compose stop web worker beat\n", both(target("compose"), has_celery)),
     Row("deploy/compose/restore", "compose stop web\n", both(target("compose"), not_(has_celery))),
     Row("deploy/kubernetes/autoscaling/kustomization.yaml", None, both(target("kubernetes"), has_celery)),
@@ -368,10 +371,19 @@ CONTRACT = [
     Row("deploy/kubernetes/settings.env.example", "FLOWER_BASIC_AUTH=", both(target("kubernetes"), flower)),
     Row("deploy/kubernetes/settings.env.example", "KEDA_REDIS_ADDRESS=", both(target("kubernetes"), redis)),
     Row("deploy/kubernetes/worker.yaml", None, both(target("kubernetes"), has_celery)),
+    Row("deploy/kubernetes/worker.yaml", '        prometheus.io/scrape: "true"\n', both(target("kubernetes"), metrics)),
+    Row(
+        "deploy/kubernetes/worker.yaml",
+        "            - name: WORKER_METRICS_PORT\n",
+        both(target("kubernetes"), metrics),
+    ),
+    Row("deploy/kubernetes/worker.yaml", "            - name: metrics\n", both(target("kubernetes"), metrics)),
     Row("flowerconfig.py", None, flower),
     Row("fly.toml", None, target("fly")),
     Row("fly.toml", "# fly scale count web=2\n", both(target("fly"), not_(has_celery))),
     Row("fly.toml", "# fly scale count web=2 worker=2 beat=1\n", both(target("fly"), has_celery)),
+    Row("fly.toml", '\nWORKER_METRICS_PORT = "0.0.0.0:9808"\n', both(target("fly"), metrics)),
+    Row("fly.toml", '\n[[metrics]]\nprocesses = ["worker"]\nport = 9808\n', both(target("fly"), metrics)),
     Row("fly.toml", '\nWORKER_STOP_SECONDS = "25"\n', both(target("fly"), has_celery)),
     Row("fly.toml", '\nbeat = "celery -A acme beat', both(target("fly"), has_celery)),
     Row("fly.toml", '\nflower = "celery -A acme flower"\n', both(target("fly"), flower)),
@@ -547,18 +559,22 @@ def expected_processes(answers: Answers) -> dict[str, dict[str, Any]]:
     ]
     small = {"count": 1, "memory_mb": 256, "stop_seconds": 10}
     large = {"concurrency": 2, "count": 2, "memory_mb": 512, "stop_seconds": 30}
+    served = {"path": "/up", "port": 8000}
     found = {
         "release": {"command": bootstrap if has_celery(answers) else release, "memory_mb": 256},
-        "web": large | {"check": get("8000/up"), "command": uvicorn if asgi(answers) else gunicorn},
+        "web": large | served | {"check": get("8000/up"), "command": uvicorn if asgi(answers) else gunicorn},
     }
     if has_celery(answers):
-        worker = {"concurrency": concurrency, "memory_mb": 768}
+        command = f"celery -A acme worker -l info{pool}"
+        worker = {"concurrency": concurrency, "give_back_seconds": 25, "memory_mb": 768, "metrics_port": 9808}
+        worker |= {"command": command, "production_command": f"{command} --concurrency={concurrency}"}
         found |= {
             "beat": small | {"check": alive("beat"), "command": "celery -A acme beat -l info"},
-            "worker": large | worker | {"check": alive("worker"), "command": f"celery -A acme worker -l info{pool}"},
+            "worker": large | worker | {"check": alive("worker")},
         }
     if flower(answers):
-        found["flower"] = small | {"check": get("5555/healthcheck"), "command": "celery -A acme flower"}
+        served = {"path": "/healthcheck", "port": 5555}
+        found["flower"] = small | served | {"check": get("5555/healthcheck"), "command": "celery -A acme flower"}
     return found
 
 
@@ -568,6 +584,7 @@ def answer_breaches(renderer: Renderer, answers: Answers) -> Iterator[str]:
     expected = {
         "features": expected_features(answers),
         "celery_reasons": expected_reasons(answers),
+        "dashed_slug": "acme",
         "commands": expected_commands(answers),
         "processes": expected_processes(answers),
     }
@@ -661,7 +678,7 @@ def validation_breaches(renderer: Renderer) -> Iterator[str]:
         )
         if bool(said.strip()) != (pool == "gevent" and has_chat):
             yield f"{pool} is {'' if said.strip() else 'not '}refused {'with' if has_chat else 'without'} the chat"
-    for name in ("celery_reasons", "commands", "features", "processes"):
+    for name in ("celery_reasons", "commands", "dashed_slug", "features", "processes"):
         if f"{name} is computed" not in refused(name, "{}"):
             yield f"{name} can be set"
     if refused("features", {}, given={"_src_path": "template"}):

@@ -245,11 +245,15 @@ class Renderer:
     def _context(self, answers: Answers) -> dict[str, Any]:
         known: dict[str, Any] = {"_copier_conf": SimpleNamespace(data={}, answers_file=ANSWERS_FILE, dst_path="acme")}
         for name, question in self.config.items():
-            computed = question.get("when") is False
-            known[name] = json.loads(self.string(question["default"], known)) if computed else answers[name]
+            known[name] = self.computed(question, known) if question.get("when") is False else answers[name]
         asked = {name: known[name] for name, question in self.config.items() if question.get("when") is not False}
         known["_copier_answers"] = {"_commit": "v1.0.0", "_src_path": "template"} | asked
         return known
+
+    def computed(self, question: Mapping[str, Any], known: Mapping[str, Any]) -> Any:
+        """What copier.yml makes of the answers that are known."""
+        text = self.string(question["default"], known)
+        return json.loads(text) if question["type"] == "json" else text
 
     def asked(self, answers: Answers) -> list[str]:
         """The questions that Copier puts to a person who gives these answers."""

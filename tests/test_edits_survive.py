@@ -32,6 +32,8 @@ TOGGLES = {
     "none-chat": ({}, {"use_ai_chat": True}),
     "per_unit-none": ({"subscriptions": "per_unit"}, {}),
     "none-per_unit": ({}, {"subscriptions": "per_unit"}),
+    "metrics-none": ({"use_metrics": True, "deploy": template.TARGETS}, {"deploy": template.TARGETS}),
+    "none-metrics": ({"deploy": template.TARGETS}, {"use_metrics": True, "deploy": template.TARGETS}),
 }
 # Those of a kind with another one.
 MORE_TOGGLES = (
@@ -39,6 +41,7 @@ MORE_TOGGLES = (
     "flower-none",
     "full-services",
     "jobs-off",
+    "metrics-none",
     "none-chat",
     "none-per_unit",
     "off-jobs",

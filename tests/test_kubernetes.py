@@ -25,6 +25,7 @@ PROJECTS: dict[str, template.Answers] = {
     "flower off": {"use_flower": False},
     "celery off": template.OFF,
     "asgi": {"use_async": True},
+    "metrics": {"use_metrics": True},
     "everything": template.EVERYTHING,
     "a name with dashes": {"project_slug": "my_own__project_"},
 }
@@ -119,10 +120,10 @@ def test_each_process_is_started_and_stopped_as_everywhere(built):
         pod = built.pods[name]
         [container] = pod["containers"]
         variables = {each["name"]: each["value"] for each in container.get("env", [])}
-        command = shlex.split(process["command"])
+        command = shlex.split(process.get("production_command", process["command"]))
         if name == "worker":
-            command.append(f"--concurrency={process['concurrency']}")
-            assert variables == {"WORKER_STOP_SECONDS": str(process["stop_seconds"] - 5)}
+            assert variables.pop("WORKER_STOP_SECONDS") == str(process["give_back_seconds"])
+            assert {*variables} <= {"WORKER_METRICS_PORT"}
         if name == "web":
             assert variables == {"WEB_CONCURRENCY": str(process["concurrency"])}
         assert container["command"] == command
@@ -151,9 +152,8 @@ def test_each_process_is_probed_by_its_check(built):
         assert {*probes} == expected
         for probe in probes.values():
             if "httpGet" in probe:
-                address = "{port}{path}".format(**probe["httpGet"])
-                assert f"urlopen('http://127.0.0.1:{address}'" in process["check"]
-                assert container["ports"][0]["containerPort"] == probe["httpGet"]["port"]
+                assert probe["httpGet"] == {"path": process["path"], "port": process["port"]}
+                assert container["ports"][0]["containerPort"] == process["port"]
             else:
                 assert probe["exec"]["command"] == shlex.split(process["check"])
         if probes:
@@ -170,7 +170,30 @@ def test_requests_get_from_the_ingress_to_the_port_of_the_web_server(built):
     assert [(port["name"], port["targetPort"]) for port in service["ports"]] == [("http", "http")]
     assert built.by_kind["Deployment"]["web"]["spec"]["template"]["metadata"]["labels"] == service["selector"]
     [port] = built.pods["web"]["containers"][0]["ports"]
-    assert port["name"] == "http" and str(port["containerPort"]) in built.processes["web"]["command"]
+    assert port == {"name": "http", "containerPort": built.processes["web"]["port"]}
+
+
+ANNOTATIONS = "prometheus.io/"
+
+
+def test_prometheus_finds_the_figures_of_each_worker_and_looks_for_none_elsewhere(built, answers):
+    found = {}
+    for name, deployment in built.by_kind["Deployment"].items():
+        told = deployment["spec"]["template"]["metadata"].get("annotations", {})
+        found[name] = {key.removeprefix(ANNOTATIONS): value for key, value in told.items()}
+    worker = found.pop("worker", {})
+    assert not any(found.values())
+    if not answers.get("use_metrics"):
+        assert not worker
+        return
+    [container] = built.pods["worker"]["containers"]
+    port = built.processes["worker"]["metrics_port"]
+    assert worker == {"scrape": "true", "port": str(port), "path": "/metrics"}
+    assert container["ports"] == [{"name": "metrics", "containerPort": port}]
+    variables = {each["name"]: each["value"] for each in container["env"]}
+    assert variables["WORKER_METRICS_PORT"] == f"0.0.0.0:{port}"
+    # Without a Service, the port is one of the pod alone.
+    assert {*built.by_kind["Service"]} == {"web"}
 
 
 # Releases -------------------------------------------------------------------

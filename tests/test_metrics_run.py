@@ -166,6 +166,23 @@ def test_when_a_process_is_killed_no_count_is_lost_and_none_goes_down(made, brok
         assert not [each for each in psutil.net_connections("tcp") if is_listening(each, int(port))]
 
 
+@pytest.mark.run
+def test_what_a_killed_worker_leaves_goes_with_the_start_of_the_next_one(made, broker, tmp_path):
+    url = broker[1]
+
+    def folders() -> set[Path]:
+        return set(tmp_path.glob("worker-metrics-*"))
+
+    with worker(made, url, tmp_path / "first.log", "--concurrency=2", "--hostname=first@%h"):
+        of_first = folders()
+        with worker(made, url, tmp_path / "second.log", "--concurrency=2", "--hostname=second@%h") as (second, _):
+            of_second = folders() - of_first
+            second.kill()
+        assert len(of_first) == len(of_second) == 1 and folders() == of_first | of_second
+        with worker(made, url, tmp_path / "third.log", "--concurrency=2", "--hostname=third@%h"):
+            assert of_first < folders() and not of_second & folders()
+
+
 def is_listening(connection: object, port: int) -> bool:
     return connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
 
@@ -288,6 +305,26 @@ def test_prometheus_scrapes_a_project_and_knows_every_metric_that_alerts_and_das
             assert wait_until(lambda: health() == expected), ask("rules")
             healthy = [each["health"] for each in ask("targets")["activeTargets"]]
             assert healthy == ["up", "up"]
+
+
+MONITOR = (template.ROOT / "docs/how-to/monitor.md").read_text()
+CONFIGURATIONS = [block for block in re.findall(r"```yaml\n(.*?)```", MONITOR, re.DOTALL) if "scrape_configs" in block]
+
+
+@pytest.mark.run
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_prometheus_takes_what_the_documentation_tells_it(tmp_path, configuration):
+    (tmp_path / "apps/metrics").mkdir(parents=True)
+    (tmp_path / "apps/metrics/alerts.yml").write_text((METRICS / "alerts.yml").read_text())
+    (tmp_path / "prometheus.yml").write_text(configuration)
+    run(tmp_path, needed("promtool"), "check", "config", "prometheus.yml")
+
+
+def test_the_documentation_names_the_port_of_the_workers(renderer):
+    port = renderer.context(template.DEFAULTS)["processes"]["worker"]["metrics_port"]
+    jobs = [job for text in CONFIGURATIONS for job in yaml.safe_load(text)["scrape_configs"]]
+    found = {each["port"] for job in jobs for each in job.get("dns_sd_configs", [])}
+    assert len(CONFIGURATIONS) == 3 and found == {port}
 
 
 def waits(*buckets: tuple[str, int]) -> dict[str, str]:

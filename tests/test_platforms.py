@@ -32,7 +32,8 @@ ANSWERS: tuple[Answers, ...] = (
     {"use_flower": False},
     {"use_celery": False},
     {"use_celery": False, "use_async": True},
-    {"project_slug": "my_acme"},
+    {"use_metrics": True},
+    {"project_slug": "my_own__acme_"},
 )
 # What each target adds to a project that runs nowhere. A folder ends with a slash.
 FILES = {
@@ -43,6 +44,7 @@ FILES = {
     "procfile": {"Procfile", "app.json", "heroku.yml"},
     "render": {"render.yaml"},
 }
+OF_TARGETS = tuple(path for paths in FILES.values() for path in paths)
 IMAGE = {".dockerignore", "Dockerfile"}
 # The memory of a plan or a size, in megabytes.
 RENDER_MEMORY = {"starter": 512, "standard": 2048}
@@ -60,7 +62,7 @@ class Project:
         self.files = renderer.project(answers)
         self.features, self.processes = context["features"], context["processes"]
         self.slug = answers["project_slug"]
-        self.name = self.slug.replace("_", "-")
+        self.name = re.sub("_+", "-", self.slug.strip("_"))
         self.running = {name: process for name, process in self.processes.items() if name != "release"}
 
     def text(self, path: str) -> str:
@@ -72,20 +74,23 @@ class Project:
     def command(self, name: str) -> str:
         """The command of a process in production."""
         process = self.processes[name]
-        concurrency = f" --concurrency={process['concurrency']}" if name == "worker" else ""
-        return process["command"] + concurrency
+        return process.get("production_command", process["command"])
 
     def variables(self) -> dict[str, str]:
         """The variables by which processes learn what their commands do not say."""
         variables = {"WEB_CONCURRENCY": str(self.processes["web"]["concurrency"])}
         if self.features["celery"]:
-            variables["WORKER_STOP_SECONDS"] = str(self.processes["worker"]["stop_seconds"] - 5)
+            variables["WORKER_STOP_SECONDS"] = str(self.processes["worker"]["give_back_seconds"])
         return variables
+
+    def metrics(self) -> dict[str, str]:
+        """The variable by which a worker shows its figures, for targets that have a private network."""
+        listening = f"0.0.0.0:{self.processes['worker']['metrics_port']}" if self.features["metrics"] else ""
+        return {"WORKER_METRICS_PORT": listening} if listening else {}
 
     def check(self, name: str) -> tuple[int, str]:
         """The port and the path that the check of a process asks for."""
-        port, path = re.search(r"http://127\.0\.0\.1:(\d+)(/\w+)'", self.processes[name]["check"]).groups()
-        return int(port), path
+        return self.processes[name]["port"], self.processes[name]["path"]
 
 
 @pytest.fixture(scope="module", params=ANSWERS, ids=label)
@@ -102,8 +107,54 @@ def test_a_target_brings_its_own_files_and_an_image_and_nothing_else(renderer, t
 
 
 def test_no_two_targets_own_the_same_path():
-    paths = [path for files in FILES.values() for path in files]
-    assert len(paths) == len(set(paths)) and set(FILES) == set(template.TARGETS)
+    assert len(OF_TARGETS) == len(set(OF_TARGETS)) and set(FILES) == set(template.TARGETS)
+
+
+def test_the_process_model_agrees_with_itself(project):
+    for name, process in project.running.items():
+        if "port" in process:
+            assert f"urlopen('http://127.0.0.1:{process['port']}{process['path']}'" in process["check"], name
+    if worker := project.processes.get("worker"):
+        assert 0 < worker["give_back_seconds"] < worker["stop_seconds"]
+        assert worker["production_command"] == f"{worker['command']} --concurrency={worker['concurrency']}"
+    assert re.search(rf"\b{project.processes['web']['port']}\b", project.command("web"))
+
+
+# What the process model says: ports, paths, options, and numbers that follow from one another.
+SAID = re.compile(r"\b(?:8000|5555|9808)\b|/healthcheck|/up\b|--concurrency|_seconds -|worker\.command")
+
+
+def test_no_file_of_a_target_spells_what_the_process_model_says():
+    names = [name for name in template.template_files() if name.startswith((*OF_TARGETS, *IMAGE))]
+    assert "fly.toml.jinja" in names and "deploy/kubernetes/web.yaml.jinja" in names
+    assert {name: found for name in names if (found := SAID.findall(template.raw(name).decode()))} == {}
+
+
+SLUGS = ["my_own__acme_", f"my_own_{'x' * 42}_"]
+# What DNS takes as a part of a name. Images and packages are called by it, too.
+DNS_LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_every_name_that_is_made_of_the_slug_is_one_that_platforms_take(renderer, slug):
+    project = Project(renderer, {"project_slug": slug})
+    broken, named = set(), set()
+    for path in project.files:
+        for name in re.findall(r"[\w-]*my-own[\w-]*", project.text(path)):
+            named.add(path)
+            if not DNS_LABEL.fullmatch(name) or "--" in name or not name.startswith(project.name):
+                broken.add(f"{path}: {name}")
+    assert not broken, sorted(broken)
+    files = {path for path in project.files if path in OF_TARGETS or path.startswith(OF_TARGETS)}
+    assert named - files == {"pyproject.toml", "uv.lock"}
+    assert named >= {".kamal/secrets", "config/deploy.yml", "fly.toml", "render.yaml", "deploy/compose/compose.yaml"}
+
+
+def test_no_template_turns_the_slug_into_a_name_by_itself():
+    """`dashed_slug` is that name."""
+    own = re.compile(r"project_slug *\|")
+    texts = {name: template.raw(name).decode() for name in template.template_files() if name.endswith(".jinja")}
+    assert [name for name, text in texts.items() if own.search(text)] == []
 
 
 # Procfile and Heroku --------------------------------------------------------
@@ -116,7 +167,7 @@ def entries(procfile: str) -> dict[str, str]:
 
 def test_a_procfile_runs_every_process(project):
     expected = {name: project.command(name) for name in project.processes}
-    expected["web"] = expected["web"].replace("8000", "$PORT")
+    expected["web"] = expected["web"].replace(str(project.processes["web"]["port"]), "$PORT")
     assert entries(project.text("Procfile")) == expected
 
 
@@ -255,7 +306,8 @@ def test_fly_runs_every_process(project):
     app = fly(project)
     assert app["processes"] == {name: project.command(name) for name in project.running}
     assert app["deploy"]["release_command"] == project.command("release")
-    assert app["env"] == {"ALLOWED_HOSTS": f"{app['app']}.fly.dev", "BEHIND_HTTPS_PROXY": "1"} | project.variables()
+    expected = {"ALLOWED_HOSTS": f"{app['app']}.fly.dev", "BEHIND_HTTPS_PROXY": "1"}
+    assert app["env"] == expected | project.variables() | project.metrics()
     assert app["app"] == project.name
     assert app["restart"] == [{"policy": "always"}]
 
@@ -282,6 +334,12 @@ def test_fly_checks_what_answers_requests_and_shows_only_the_web_server_to_the_w
     assert set(checks) == set(project.running) & {"flower"}
     for name, check in checks.items():
         assert (check["port"], check["path"], check["processes"]) == (*project.check(name), [name])
+
+
+def test_fly_reads_the_figures_of_workers_with_metrics_and_of_nothing_else(project):
+    port = project.processes.get("worker", {}).get("metrics_port")
+    expected = [{"processes": ["worker"], "port": port, "path": "/metrics"}] if project.features["metrics"] else None
+    assert fly(project).get("metrics") == expected
 
 
 def test_fly_says_how_many_machines_to_run(project):
@@ -360,8 +418,15 @@ def test_accessories_of_kamal_are_those_of_the_compose_file(project):
 
 def test_the_variables_of_kamal_are_those_that_production_needs(project):
     config = project.yaml("config/deploy.yml")
-    given = config["env"]["clear"]
-    assert given == {"ALLOWED_HOSTS": config["proxy"]["host"], "BEHIND_HTTPS_PROXY": "1"} | project.variables()
+    expected = {"ALLOWED_HOSTS": config["proxy"]["host"], "BEHIND_HTTPS_PROXY": "1"}
+    assert config["env"]["clear"] == expected | project.variables() | project.metrics()
+
+
+def test_on_kamal_all_workers_with_metrics_have_one_name_on_the_network_of_the_server(project):
+    servers = project.yaml("config/deploy.yml")["servers"]
+    names = {name: role["options"].get("network-alias") for name, role in servers.items()}
+    expected = f"{project.name}-worker" if project.features["metrics"] else None
+    assert {name: alias for name, alias in names.items() if alias} == ({"worker": expected} if expected else {})
 
 
 KAMAL = """#!/bin/sh

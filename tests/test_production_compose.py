@@ -24,8 +24,7 @@ def test_each_process_of_the_model_is_a_service_as_the_model_says(renderer, answ
     assert {name for name, service in found.items() if "build" in service} == model.keys()
     for name, process in model.items():
         service = found[name]
-        concurrency = f" --concurrency={process['concurrency']}" if name == "worker" else ""
-        assert service["command"] == process["command"] + concurrency
+        assert service["command"] == process.get("production_command", process["command"])
         assert service["mem_limit"] == f"{process['memory_mb']}m"
         if name != "release":
             assert service["healthcheck"]["test"] == process["check"]
@@ -33,8 +32,19 @@ def test_each_process_of_the_model_is_a_service_as_the_model_says(renderer, answ
             assert service["stop_grace_period"] == f"{process['stop_seconds']}s"
     assert found["web"]["environment"]["WEB_CONCURRENCY"] == str(model["web"]["concurrency"])
     if "worker" in model:
-        seconds = int(found["worker"]["environment"]["WORKER_STOP_SECONDS"])
-        assert 0 < seconds < model["worker"]["stop_seconds"]
+        seconds = found["worker"]["environment"]["WORKER_STOP_SECONDS"]
+        assert seconds == str(model["worker"]["give_back_seconds"])
+
+
+@pytest.mark.parametrize("answers", [{}, {"use_metrics": True}], ids=template.label)
+def test_workers_with_metrics_show_them_to_the_other_services_alone(renderer, answers):
+    found = services(renderer, **answers)
+    port = renderer.context(template.DEFAULTS | answers)["processes"]["worker"]["metrics_port"]
+    shown = {name: each.get("environment", {}).get("WORKER_METRICS_PORT") for name, each in found.items()}
+    expected = {"worker": f"0.0.0.0:{port}"} if answers else {}
+    assert {name: address for name, address in shown.items() if address} == expected
+    assert [name for name, service in found.items() if "ports" in service] == ["caddy"]
+    assert str(port) not in str(found["caddy"])
 
 
 @pytest.mark.parametrize("answers", [{}, {"celery_broker": "rabbitmq"}, template.OFF], ids=template.label)

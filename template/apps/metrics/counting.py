@@ -7,7 +7,6 @@ twice, and a worker has only as many files as places.
 
 import logging
 import os
-import tempfile
 import time
 from typing import Any
 
@@ -34,6 +33,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from apps.tasks.sending.deliveries import WorkerKiller
 from apps.tasks.sending.message import was_redelivered
 
+from . import folders
 from .waits import WAITS_SINCE
 
 SECONDS = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600)
@@ -62,7 +62,7 @@ class Counting:
     def __init__(self, address: str) -> None:
         """Begin to count from zero. This comes before the pool starts its processes."""
         self.address = address
-        self.folder = tempfile.TemporaryDirectory(prefix="worker-metrics-")
+        self.folder = folders.make()
         # The library looks for its files there. It may have been imported by a command of another package, and has
         # then decided to count in memory.
         os.environ.update(PROMETHEUS_MULTIPROC_DIR=self.folder.name)
@@ -142,6 +142,7 @@ class Worker:
 def begin(**kwargs: Any) -> None:
     """Count in this worker if its port is set."""
     if settings.WORKER_METRICS_PORT:
+        folders.remove_abandoned()
         Worker.counting = Counting(settings.WORKER_METRICS_PORT)
 
 
