@@ -16,15 +16,19 @@ from tests import template
 from tests.template import OFF, Answers
 
 MINE = "a line of mine"
+# With every target, because the same lines stand in many of their files, and for several processes.
+SHIPPED = {"deploy": template.TARGETS}
 TOGGLES = {
-    "on-off": ({}, OFF),
-    "off-on": (OFF, {}),
+    "on-off": (SHIPPED, OFF | SHIPPED),
+    "off-on": (OFF | SHIPPED, SHIPPED),
     "rabbitmq-off": ({"celery_broker": "rabbitmq", "docker_mode": "services"}, OFF),
-    "redis-rabbitmq": ({}, {"celery_broker": "rabbitmq"}),
+    "redis-rabbitmq": (SHIPPED, {"celery_broker": "rabbitmq"} | SHIPPED),
+    "rabbitmq-redis": ({"celery_broker": "rabbitmq"} | SHIPPED, SHIPPED),
     "full-services": ({}, {"docker_mode": "services"}),
     "jobs-off": ({"use_background_tasks": True}, OFF),
     "off-jobs": (OFF, {"use_background_tasks": True}),
-    "flower-none": ({}, {"use_flower": False}),
+    "flower-none": (SHIPPED, {"use_flower": False} | SHIPPED),
+    "none-flower": ({"use_flower": False} | SHIPPED, SHIPPED),
     "uv-pip": ({}, {"package_manager": "pip"}),
     "pip-uv": ({"package_manager": "pip"}, {}),
     "wsgi-asgi": ({}, {"use_async": True}),
@@ -32,8 +36,8 @@ TOGGLES = {
     "none-chat": ({}, {"use_ai_chat": True}),
     "per_unit-none": ({"subscriptions": "per_unit"}, {}),
     "none-per_unit": ({}, {"subscriptions": "per_unit"}),
-    "metrics-none": ({"use_metrics": True, "deploy": template.TARGETS}, {"deploy": template.TARGETS}),
-    "none-metrics": ({"deploy": template.TARGETS}, {"use_metrics": True, "deploy": template.TARGETS}),
+    "metrics-none": ({"use_metrics": True} | SHIPPED, SHIPPED),
+    "none-metrics": (SHIPPED, {"use_metrics": True} | SHIPPED),
 }
 # Those of a kind with another one.
 MORE_TOGGLES = (
@@ -43,10 +47,12 @@ MORE_TOGGLES = (
     "jobs-off",
     "metrics-none",
     "none-chat",
+    "none-flower",
     "none-per_unit",
     "off-jobs",
     "per_unit-none",
     "rabbitmq-off",
+    "rabbitmq-redis",
 )
 CONFLICT = re.compile(r"^<{7} ", re.MULTILINE)
 
