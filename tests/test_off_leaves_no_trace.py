@@ -147,6 +147,8 @@ OF_THE_SYSTEM = {"DJANGO_SETTINGS_MODULE", "TEMP", "TMPDIR"}
 # Read by libraries themselves: the client of a model, and Flower.
 OF_THE_MODEL = {"OPENAI_API_KEY", "OPENAI_BASE_URL"}
 OF_FLOWER = {"FLOWER_BASIC_AUTH", "FLOWER_PORT"}
+# Given a default for OpenTelemetry's libraries, which read them like dozens of others.
+OF_OPENTELEMETRY = {"OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_SERVICE_NAME"}
 # Read by compose itself: the profile that Flower is in.
 OF_COMPOSE = {"COMPOSE_PROFILES"}
 
@@ -159,7 +161,7 @@ def variables_read(files: Mapping[str, str]) -> set[str]:
             constants = dict(re.findall(r'^([A-Z_]+) = "(.*)"$', code, re.MULTILINE))
             names |= set(re.findall(r'''\benv(?:\.\w+|iron(?:\.\w+)?)[(\[]\s*"([A-Z_]+)"''', code))
             names |= {constants[name] for name in re.findall(r"\benviron(?:\.get\(|\[)([A-Z_]+)", code)}
-    return names - OF_THE_SYSTEM
+    return names - OF_THE_SYSTEM - OF_OPENTELEMETRY
 
 
 def variables_offered(example: str) -> set[str]:
