@@ -11,11 +11,11 @@ import random
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, wraps
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import copier
 import yaml
@@ -33,6 +33,7 @@ TESTED_VERSIONS = ("tested-versions.txt", "uv.lock")
 OWNERS_FILES = ("constraints.txt", "uv.lock")
 
 Answers = dict[str, Any]
+T = TypeVar("T")
 # What a file is: its permission bits and its content.
 Tree = dict[str, tuple[int, bytes]]
 
@@ -216,6 +217,20 @@ def tree(project: Path) -> Tree:
 # The fast renderer ----------------------------------------------------------
 
 
+def once_for_each(method: Callable[["Renderer", Answers], T]) -> Callable[["Renderer", Answers], T]:
+    """Let a method of a renderer work out only once what follows from a set of answers, told by its identity."""
+
+    @wraps(method)
+    def remembered(self: "Renderer", given: Answers) -> T:
+        key = method.__name__, id(given)
+        if key not in self.known:
+            # The set is kept, so that no other one gets its identity.
+            self.known[key] = given, method(self, given)
+        return self.known[key][1]
+
+    return remembered
+
+
 class Renderer:
     """Renders the template in memory; with an environment of another kind, a changed template."""
 
@@ -227,22 +242,16 @@ class Renderer:
         # A file is rendered once for all answers that agree on what it reads, and paths once for what is left out.
         self.rendered: dict[tuple, str] = {}
         self.included: dict[tuple[str, str], list[tuple[str, str]]] = {}
-        # What follows from a set of answers, by the identity of the set, which is kept so that no other one gets it.
-        self.known: dict[int, tuple[Answers, dict[str, Any]]] = {}
-        self.chosen: dict[int, tuple[Mapping[str, Any], list[tuple[str, str]]]] = {}
-        self.told: dict[int, tuple[Mapping[str, Any], tuple[dict, tuple, dict]]] = {}
+        # What `once_for_each` has worked out.
+        self.known: dict[tuple[str, int], tuple[Mapping[str, Any], Any]] = {}
 
     def string(self, text: str, context: Mapping[str, Any]) -> str:
         """Render one string of copier.yml."""
         return self.compiled(text).render(context)
 
+    @once_for_each
     def context(self, answers: Answers) -> dict[str, Any]:
         """The names that templates see: the answers, and what is computed from them, in the order of copier.yml."""
-        if id(answers) not in self.known:
-            self.known[id(answers)] = answers, self._context(answers)
-        return self.known[id(answers)][1]
-
-    def _context(self, answers: Answers) -> dict[str, Any]:
         known: dict[str, Any] = {"_copier_conf": SimpleNamespace(data={}, answers_file=ANSWERS_FILE, dst_path="acme")}
         for name, question in self.config.items():
             known[name] = self.computed(question, known) if question.get("when") is False else answers[name]
@@ -285,21 +294,16 @@ class Renderer:
             self.rendered[key] = self.environment.get_template(template).render(context)
         return self.rendered[key]
 
+    @once_for_each
     def words(self, context: Mapping[str, Any]) -> tuple[dict[str, str], tuple[str, ...], dict[str, str]]:
         """What files are rendered from, as hashable texts: features, answers that are texts, and other mappings."""
-        if id(context) not in self.told:
-            features = {name: str(value) for name, value in context["features"].items()}
-            mappings = {name: str(context[name]) for name in ("commands", "processes")}
-            self.told[id(context)] = context, (features, tuple(context[name] for name in TEXTS), mappings)
-        return self.told[id(context)][1]
+        features = {name: str(value) for name, value in context["features"].items()}
+        mappings = {name: str(context[name]) for name in ("commands", "processes")}
+        return features, tuple(context[name] for name in TEXTS), mappings
 
+    @once_for_each
     def paths(self, context: Mapping[str, Any]) -> list[tuple[str, str]]:
         """The files of the project, each with the file of the template that it is made of."""
-        if id(context) not in self.chosen:
-            self.chosen[id(context)] = context, self._paths(context)
-        return self.chosen[id(context)][1]
-
-    def _paths(self, context: Mapping[str, Any]) -> list[tuple[str, str]]:
         key = self.left_out(context), context["project_slug"]
         if key not in self.included:
             left_out = GitIgnoreSpec.from_lines(key[0].splitlines())
