@@ -20,6 +20,9 @@ pytestmark = pytest.mark.run
 
 FIRST, SECOND = "a" * 32, "b" * 32
 SPAN = "c" * 16
+ON_BOTH_SERVERS = pytest.mark.parametrize(
+    "use_async", [pytest.param(False, id="wsgi"), pytest.param(True, id="asgi", marks=pytest.mark.slow)]
+)
 # The one who decodes spans is the project, which has the package for it.
 DECODE = """
 import json, sys
@@ -85,10 +88,12 @@ def collecting(folder: Path) -> Iterator[tuple[Collector, str]]:
             thread.join()
 
 
+@ON_BOTH_SERVERS
 def test_sentry_follows_a_page_to_its_task_after_the_commit_through_the_outbox_and_through_a_retry(
-    template_repo, tmp_path
+    template_repo, tmp_path, use_async
 ):
-    project, _ = installed(template_repo, tmp_path, "3.13", "--extra", "sentry", use_flower=False)
+    extra = ("--extra", "sentry")
+    project, _ = installed(template_repo, tmp_path, "3.13", *extra, use_flower=False, use_async=use_async)
 
     def events() -> list[dict]:
         bodies = [path.read_text().splitlines() for path in collector.taken("/api/1/envelope/")]
@@ -124,10 +129,12 @@ def runs(events: list[dict], name: str, trace: str) -> int:
     return sum(each.get("transaction") == name and each["contexts"]["trace"]["trace_id"] == trace for each in events)
 
 
+@ON_BOTH_SERVERS
 def test_opentelemetry_follows_a_page_to_its_task_after_the_commit_through_the_outbox_and_through_a_retry(
-    template_repo, tmp_path
+    template_repo, tmp_path, use_async
 ):
-    project, programs = installed(template_repo, tmp_path, "3.13", "--extra", "opentelemetry", use_flower=False)
+    extra = ("--extra", "opentelemetry")
+    project, programs = installed(template_repo, tmp_path, "3.13", *extra, use_flower=False, use_async=use_async)
 
     def spans() -> list[list]:
         files = collector.taken("/v1/traces")

@@ -60,14 +60,17 @@ def visited(
     (project / "acme/trials.py").write_text(TRIALS)
     with (project / "acme/settings.py").open("a") as settings:
         settings.write('\nROOT_URLCONF = "acme.trials"\n')
-    programs, address = project / ".venv/bin", f"127.0.0.1:{free_port()}"
-    gunicorn = (programs / "gunicorn", "acme.wsgi", "--bind", address, "--access-logfile=-")
+    programs, port = project / ".venv/bin", str(free_port())
+    address = f"127.0.0.1:{port}"
+    server, ready = (programs / "gunicorn", "acme.wsgi", "--bind", address, "--access-logfile=-"), "Booting worker"
+    if (programs / "uvicorn").exists():
+        server, ready = (programs / "uvicorn", "acme.asgi:application", "--port", port), "Uvicorn running"
     worker = (programs / "celery", "-A", "acme", "worker", "-l", "info", "--include=acme.trials", "-c", "2")
     with redis_server(folder) as (_, url):
         variables |= {"CELERY_BROKER_URL": url, "DEBUG": "1"}
         run(project, programs / "python", "manage.py", "migrate", **variables)
-        with started(project, folder / "web.log", *gunicorn, **variables) as web:
-            web.says("Booting worker")
+        with started(project, folder / "web.log", *server, **variables) as web:
+            web.says(ready)
             answers = [visit(address, first)]
             # A replica takes nothing, so the task goes to the outbox. If the server hung, it might send the task later.
             run(project, "redis-cli", "-u", url, "replicaof", "127.0.0.1", "1")
