@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from inspect import getsource
+from itertools import chain
 from pathlib import Path
 
 import psutil
@@ -202,13 +203,24 @@ def replace_in(file: Path, text: str, other: str) -> None:
 
 # Imported under the name of what the project asks for: Celery's own documentation tells to catch kombu's errors,
 # Django's to call asgiref's functions, Flower's options are tornado's, and each client of a broker comes with kombu.
-VOUCHED_FOR = {"amqp": "kombu", "asgiref": "django", "kombu": "celery", "redis": "kombu", "tornado": "flower"}
+# The distribution of OpenTelemetry brings its interface.
+VOUCHED_FOR = {
+    "amqp": "kombu",
+    "asgiref": "django",
+    "kombu": "celery",
+    "opentelemetry": "opentelemetry-distro",
+    "redis": "kombu",
+    "tornado": "flower",
+}
 
 
 @cache
-def imports(code: bytes) -> set[str]:
-    """The top-level names of the packages that the code imports, Python's own apart."""
-    nodes = list(ast.walk(ast.parse(code)))
+def imports(code: bytes, within_functions: bool) -> set[str]:
+    """The top-level names of the packages that the code imports within functions or elsewhere, Python's own apart."""
+    tree = ast.parse(code)
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    inner = {node for function in functions for node in ast.walk(function)}
+    nodes = inner if within_functions else {*ast.walk(tree)} - inner
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
     return {name.partition(".")[0] for name in names} - sys.stdlib_module_names
@@ -243,10 +255,12 @@ def test_every_import_has_a_direct_dependency(distributions, distinct):
     for name, files in distinct.items():
         project = tomllib.loads(files["pyproject.toml"].decode())
         always, development = project["project"]["dependencies"], project["dependency-groups"]["dev"]
-        for path in (path for path in files if path.endswith(".py")):
+        optional = list(chain(*project["project"]["optional-dependencies"].values()))
+        places = [(path, within) for path in files if path.endswith(".py") for within in (False, True)]
+        for path, within in places:
             only_development = path.startswith("tests/") or path.endswith("/dev.py")
-            asked_for = names_of(always + development * only_development)
-            for module in imports(files[path]) - {"acme", "apps", "tests"}:
+            asked_for = names_of(always + development * only_development + optional * within)
+            for module in imports(files[path], within) - {"acme", "apps", "tests"}:
                 offered = {*map(canonical, [*distributions.get(module, []), VOUCHED_FOR.get(module, module)])}
                 if not offered & asked_for:
                     bad.setdefault(f"{path} imports {module}", name)
