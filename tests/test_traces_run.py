@@ -14,12 +14,14 @@ import pytest
 from tests.dev_support import wait_until
 from tests.processes import installed, run
 from tests.template import ROOT
-from tests.trial_page import visited
+from tests.trial_page import visit, visited
 
 pytestmark = pytest.mark.run
 
 FIRST, SECOND = "a" * 32, "b" * 32
 SPAN = "c" * 16
+# A load balancer asks by the address of the container, which is no allowed host.
+PROBE = {"Host": "10.0.0.1"}
 ON_BOTH_SERVERS = pytest.mark.parametrize(
     "use_async", [pytest.param(False, id="wsgi"), pytest.param(True, id="asgi", marks=pytest.mark.slow)]
 )
@@ -122,6 +124,7 @@ def test_sentry_follows_a_page_to_its_task_after_the_commit_through_the_outbox_a
             wait_until(lambda: seen(FIRST) >= expected and seen(SECOND) >= expected | outbox)
             assert (seen(FIRST), seen(SECOND)) == (expected, expected | outbox), trial.worker.text
             assert runs(events(), "acme.trials.stumble", FIRST) >= 2
+            visit(trial.address, PROBE, "up")
 
 
 def runs(events: list[dict], name: str, trace: str) -> int:
@@ -159,6 +162,7 @@ def test_opentelemetry_follows_a_page_to_its_task_after_the_commit_through_the_o
             assert seen(FIRST) >= expected and seen(SECOND) >= expected, (seen(FIRST), seen(SECOND), trial.worker.text)
             assert sum(each[:2] == [FIRST, "run/acme.trials.stumble"] for each in spans()) >= 2
             assert {service for *_, service in spans()} == {"acme"}
+            visit(trial.address, PROBE, "up")
 
 
 @pytest.mark.parametrize(

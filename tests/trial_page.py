@@ -45,8 +45,9 @@ FLUSH = "import django; django.setup(); from apps.tasks.sending.outbox import se
 
 
 class Trial(NamedTuple):
-    """A web server and a worker; what the first visit was answered, and what the second one was."""
+    """A web server with its address, and a worker; what the first visit was answered, and what the second one was."""
 
+    address: str
     web: Program
     worker: Program
     answers: tuple[Mapping[str, str], Mapping[str, str]]
@@ -78,10 +79,10 @@ def visited(
             run(project, "redis-cli", "-u", url, "replicaof", "no", "one")
             run(project, programs / "python", "-c", FLUSH, DJANGO_SETTINGS_MODULE="acme.settings", **variables)
             with started(project, folder / "worker.log", *worker, **variables) as program:
-                yield Trial(web, program, (answers[0], answers[1]))
+                yield Trial(address, web, program, (answers[0], answers[1]))
 
 
-def visit(address: str, headers: Mapping[str, str]) -> Mapping[str, str]:
+def visit(address: str, headers: Mapping[str, str], page: str = "trial") -> Mapping[str, str]:
     """Open the page with these headers; return those of the answer."""
-    with urlopen(Request(f"http://{address}/trial", headers=dict(headers)), timeout=PATIENCE_SECONDS) as answer:
+    with urlopen(Request(f"http://{address}/{page}", headers=dict(headers)), timeout=PATIENCE_SECONDS) as answer:
         return answer.headers

@@ -42,6 +42,8 @@ def start_opentelemetry() -> None:
         return
     # The extra contains the exporter for this protocol alone.
     os.environ.setdefault("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+    # Before `answer_up`, it would refuse probes, which ask by an address that is no allowed host.
+    os.environ.setdefault("OTEL_PYTHON_DJANGO_MIDDLEWARE_POSITION", "1")
     os.environ.setdefault("OTEL_SERVICE_NAME", settings.ROOT_URLCONF.partition(".")[0])
     initialize()
 
