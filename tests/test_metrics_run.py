@@ -7,12 +7,16 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 import psutil
 import pytest
 import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from tests import template
 from tests.browser import PATIENCE_SECONDS, free_port
@@ -253,6 +257,22 @@ def test_the_panels_of_the_dashboard_have_titles_and_places_of_their_own():
     ]
     assert len(set(places)) == len(places) and max(x for x, _ in places) < 24
     assert len({panel["title"] for panel in panels}) == len({panel["id"] for panel in panels}) == len(panels)
+
+
+def left_over(given: Any, read: Any, place: str = "") -> list[str]:
+    """Return where what was given is not what was read from it; what was read may have more names."""
+    if isinstance(given, dict) and isinstance(read, dict):
+        return [each for name in given for each in left_over(given[name], read.get(name), f"{place}/{name}")]
+    if isinstance(given, list) and isinstance(read, list) and len(given) == len(read):
+        pairs = enumerate(zip(given, read, strict=True))
+        return [each for number, pair in pairs for each in left_over(*pair, f"{place}/{number}")]
+    return [] if given == read else [place]
+
+
+def test_grafanas_own_models_read_all_of_the_dashboard():
+    register_default_plugins()
+    board = json.loads((METRICS / "grafana.json").read_text())
+    assert left_over(board, json.loads(JSONEncoder().encode(Dashboard.from_json(board)))) == []
 
 
 @pytest.mark.run
