@@ -26,8 +26,7 @@ def hide(monkeypatch, *names: str) -> None:
         monkeypatch.setattr(module, "find_spec", lambda name: None if name in names else find_spec(name))
 
 
-def test_without_its_variable_nothing_is_started(settings, sentry, monkeypatch):
-    settings.SENTRY_DSN, settings.OPENTELEMETRY = "", False
+def test_without_its_variable_nothing_is_started(sentry, monkeypatch):
     monkeypatch.setattr(telemetry, "start_opentelemetry", pytest.fail)
     telemetry.start()
     assert sentry == {}
@@ -35,7 +34,7 @@ def test_without_its_variable_nothing_is_started(settings, sentry, monkeypatch):
 
 @pytest.mark.parametrize(("rate", "given"), [(0.25, 0.25), (0.0, None)])
 def test_sentry_times_the_steps_of_the_share_of_requests_in_the_settings(settings, sentry, rate, given):
-    settings.SENTRY_DSN, settings.SENTRY_TRACES_SAMPLE_RATE, settings.OPENTELEMETRY = DSN, rate, False
+    settings.SENTRY_DSN, settings.SENTRY_TRACES_SAMPLE_RATE = DSN, rate
     telemetry.start()
     assert sentry == {"dsn": DSN, "traces_sample_rate": given}
 
@@ -48,7 +47,7 @@ def test_a_dsn_without_a_client_is_refused_in_a_sentence(monkeypatch):
 
 @pytest.mark.parametrize("missing", ["opentelemetry", "opentelemetry.distro"])
 def test_a_collector_without_traces_is_a_warning(settings, monkeypatch, missing):
-    settings.SENTRY_DSN, settings.OPENTELEMETRY = "", True
+    settings.OPENTELEMETRY = True
     hide(monkeypatch, missing)
     monkeypatch.setattr(telemetry, "start_opentelemetry", pytest.fail)
     telemetry.start()
@@ -56,6 +55,5 @@ def test_a_collector_without_traces_is_a_warning(settings, monkeypatch, missing)
     assert warning.hint == 'Install the extra "opentelemetry", or unset the variable.'
 
 
-def test_without_a_collector_there_is_no_warning(settings):
-    settings.OPENTELEMETRY = False
+def test_without_a_collector_there_is_no_warning():
     assert telemetry.check_opentelemetry() == []
