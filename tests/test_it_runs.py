@@ -431,7 +431,7 @@ def test_the_lowest_versions_that_are_allowed_work(template_repo, tmp_path):
     project = template.copy(template_repo, tmp_path.resolve() / "acme")
     # Of what those depend on, the newest of the day on which the lock was made.
     uploads = re.findall(r'upload-time = "(.+?)"', (project / "uv.lock").read_text())
-    programs = sync(project, "3.11", "--resolution", "lowest-direct", "--exclude-newer", max(uploads))
+    programs = sync(project, "3.11", "--all-extras", "--resolution", "lowest-direct", "--exclude-newer", max(uploads))
     for command in (["check"], ["migrate"], ["bootstrap_celery_tasks"]):
         run(project, programs / "python", "manage.py", *command, DEBUG="1")
     run(project, programs / "pytest", "tests/users", "tests/tasks/test_panel.py")

@@ -147,8 +147,13 @@ OF_THE_SYSTEM = {"DJANGO_SETTINGS_MODULE", "TEMP", "TMPDIR"}
 # Read by libraries themselves: the client of a model, and Flower.
 OF_THE_MODEL = {"OPENAI_API_KEY", "OPENAI_BASE_URL"}
 OF_FLOWER = {"FLOWER_BASIC_AUTH", "FLOWER_PORT"}
-# Given a default for OpenTelemetry's libraries, which read them like dozens of others.
-OF_OPENTELEMETRY = {"OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_PYTHON_DJANGO_MIDDLEWARE_POSITION", "OTEL_SERVICE_NAME"}
+# Of dozens that OpenTelemetry reads by itself: those that get a default, and what decides about one.
+OF_OPENTELEMETRY = {
+    "OTEL_EXPORTER_OTLP_PROTOCOL",
+    "OTEL_PYTHON_DJANGO_MIDDLEWARE_POSITION",
+    "OTEL_RESOURCE_ATTRIBUTES",
+    "OTEL_SERVICE_NAME",
+}
 # Read by compose itself: the profile that Flower is in.
 OF_COMPOSE = {"COMPOSE_PROFILES"}
 

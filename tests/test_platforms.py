@@ -176,6 +176,12 @@ def test_the_web_server_of_a_procfile_listens_on_the_port_of_the_platform(projec
     assert "8000" not in web and re.search(r"(--bind=0\.0\.0\.0:|--host 0\.0\.0\.0 --port )\$PORT( |$)", web)
 
 
+def test_a_slug_with_the_digits_of_the_port_stays_as_it_is(renderer):
+    files = renderer.project(template.DEFAULTS | {"project_slug": "acme8000", "deploy": ["procfile"]})
+    for path in ("Procfile", "heroku.yml"):
+        assert "gunicorn acme8000.wsgi --bind=0.0.0.0:$PORT" in files[path].decode()
+
+
 def test_heroku_runs_every_process_that_it_can_lead_requests_to(project):
     heroku = project.yaml("heroku.yml")
     run = {name: each if isinstance(each, str) else each["command"][0] for name, each in heroku["run"].items()}

@@ -20,7 +20,7 @@ from acme.urls import urlpatterns
 
 logger = logging.getLogger(__name__)
 
-@shared_task(bind=True, default_retry_delay=1)
+@shared_task(bind=True, default_retry_delay=1, durable=True)
 def stumble(self):
     logger.warning("attempt %s", self.request.retries)
     if not self.request.retries:

@@ -29,10 +29,14 @@ def make() -> tempfile.TemporaryDirectory[str]:
         folder = tempfile.TemporaryDirectory(prefix=PREFIX)
         try:
             _lock(folder.name, wait=True)
+        except FileNotFoundError:
+            # Another worker has just removed it.
+            folder.cleanup()
+            continue
         except OSError:
             folder.cleanup()
             return tempfile.TemporaryDirectory(prefix=f"unlocked-{PREFIX}")
-        # Another worker may have removed it just before it was locked.
+        # Another worker may have removed it between opening and locking.
         if os.path.exists(folder.name):
             return folder
         folder.cleanup()

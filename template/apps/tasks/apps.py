@@ -15,7 +15,7 @@ class TasksConfig(AppConfig):
     def ready(self) -> None:
         """Register the tasks and signals of modules that nothing else imports."""
         from .sending import outbox, unattended  # noqa: F401
-        from .worker import logs  # noqa: F401
+        from .worker import logs, traces  # noqa: F401
 
     def switched_on(self) -> list[str]:
         """Return what the home page lists: Celery with its broker, and the packages that add a command to Celery."""

@@ -38,13 +38,15 @@ def start_opentelemetry() -> None:
     from opentelemetry.instrumentation.auto_instrumentation import initialize
 
     if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
-        # The command `opentelemetry-instrument` or an operator in the cluster has already done this.
+        # An operator in the cluster has already done this.
         return
     # The extra contains the exporter for this protocol alone.
     os.environ.setdefault("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
     # Before `answer_up`, it would refuse probes, which ask by an address that is no allowed host.
     os.environ.setdefault("OTEL_PYTHON_DJANGO_MIDDLEWARE_POSITION", "1")
-    os.environ.setdefault("OTEL_SERVICE_NAME", settings.ROOT_URLCONF.partition(".")[0])
+    # The name of the service has precedence over the attributes.
+    if "service.name=" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
+        os.environ.setdefault("OTEL_SERVICE_NAME", settings.ROOT_URLCONF.partition(".")[0])
     initialize()
 
 

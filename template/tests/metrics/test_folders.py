@@ -88,14 +88,17 @@ def test_the_folder_of_another_user_stays(temporary, monkeypatch):
     assert (temporary / "worker-metrics-abc").exists()
 
 
-def test_a_folder_that_was_removed_before_it_was_locked_is_made_again(temporary, monkeypatch):
+@pytest.mark.parametrize("is_open", [False, True])
+def test_a_folder_that_was_removed_before_it_was_locked_is_made_again(temporary, monkeypatch, is_open):
     lock, made = folders._lock, []
 
     def too_late(path, wait):
-        descriptor = lock(path, wait)
-        if not made:
-            shutil.rmtree(path)
         made.append(path)
+        if made == [path] and not is_open:
+            shutil.rmtree(path)
+        descriptor = lock(path, wait)
+        if made == [path] and is_open:
+            shutil.rmtree(path)
         return descriptor
 
     monkeypatch.setattr(folders, "_lock", too_late)

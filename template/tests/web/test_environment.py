@@ -103,11 +103,8 @@ NONSENSE: Table = {
         ("10", "but must be one of "),
         ("INFO # or DEBUG", "A comment needs a line of its own."),
     ],
-    "OTEL_EXPORTER_OTLP_ENDPOINT": [
-        ("127.0.0.1:4318", "but must be a URL"),
-        ("grpc://127.0.0.1:4317", "whose scheme is not one of https, http"),
-        ("http://127.0.0.1:port", "whose port is not a number"),
-    ],
+    # A platform may set it by itself, in every form that OpenTelemetry's exporters understand.
+    "OTEL_EXPORTER_OTLP_ENDPOINT": [],
     # Told by the command `dev`, below.
     "PORT": [],
     "REQUIRE_VERIFIED_EMAIL": YES_OR_NO,

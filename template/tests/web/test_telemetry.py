@@ -1,7 +1,6 @@
 """Errors and traces are reported if a variable asks for it. Nothing else changes, and nothing else is installed."""
 
 import sys
-from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -21,9 +20,9 @@ def sentry(monkeypatch) -> dict[str, object]:
 
 
 def hide(monkeypatch, *names: str) -> None:
-    """Hide packages, which may be installed."""
+    """Have all packages seem to be installed, but for these."""
     for module in (environment, telemetry):
-        monkeypatch.setattr(module, "find_spec", lambda name: None if name in names else find_spec(name))
+        monkeypatch.setattr(module, "find_spec", lambda name: None if name in names else object())
 
 
 def test_without_its_variable_nothing_is_started(sentry, monkeypatch):
@@ -53,6 +52,14 @@ def test_a_collector_without_traces_is_a_warning(settings, monkeypatch, missing)
     telemetry.start()
     [warning] = telemetry.check_opentelemetry()
     assert warning.hint == 'Install the extra "opentelemetry", or unset the variable.'
+
+
+def test_opentelemetry_is_started_where_it_is_installed_and_has_a_collector(settings, monkeypatch):
+    settings.OPENTELEMETRY, started = True, []
+    hide(monkeypatch)
+    monkeypatch.setattr(telemetry, "start_opentelemetry", lambda: started.append(True))
+    telemetry.start()
+    assert started and telemetry.check_opentelemetry() == []
 
 
 def test_without_a_collector_there_is_no_warning():

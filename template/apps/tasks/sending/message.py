@@ -106,6 +106,17 @@ def in_trace(name: str, headers: Mapping[str, Any]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def back_in_trace() -> Iterator[None]:
+    """Leave the trace as it was. OpenTelemetry by itself stays in that of a message which the broker has refused."""
+    with ExitStack() as stack:
+        if has_opentelemetry():
+            from opentelemetry import context
+
+            stack.callback(context.detach, context.attach(context.get_current()))
+        yield
+
+
 def was_redelivered(request: Context) -> bool:
     """Return whether the broker has delivered the message of a task before."""
     return bool((request.delivery_info or {}).get("redelivered"))

@@ -21,7 +21,7 @@ from apps.web import clock
 
 from . import canvas
 from .coroutines import call_where_queries_may_run
-from .message import Message, due, in_whole_seconds, moment, trace_headers, with_request_id, with_zones
+from .message import Message, back_in_trace, due, in_whole_seconds, moment, trace_headers, with_request_id, with_zones
 from .running import RunningTask
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,8 @@ class ProjectTask(RunningTask):
     def _hand_over(self, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, **options: Any) -> AsyncResult:
         """Send the task as Celery does. If it is eager, that runs it, and it may use the database."""
         hand_over = partial(super().apply_async, args, kwargs, **in_whole_seconds(options))
-        return call_where_queries_may_run(hand_over) if self.app.conf.task_always_eager else hand_over()
+        with back_in_trace():
+            return call_where_queries_may_run(hand_over) if self.app.conf.task_always_eager else hand_over()
 
     def _result(self, task_id: str, options: Mapping[str, Any]) -> AsyncResult:
         """Return a stand-in for the result of a task that is not sent yet. If no result is kept, `get` returns None."""
