@@ -2,7 +2,7 @@
 
 import re
 
-from bench.figures import FIRST_TASK_ROW
+from bench.figures import BY_ENTER, FIRST_TASK_ROW
 from docs import toggle
 from tests import template
 from tests.template import ROOT
@@ -89,3 +89,9 @@ def test_the_readme_names_the_versions_that_a_project_gets(render):
 
 def test_the_picture_of_the_switch_shows_what_a_toggle_changes(project):
     assert toggle.PICTURE.read_text() == toggle.picture(toggle.changes(project())), "run `uv run python -m docs.toggle`"
+
+
+def test_the_figures_are_about_the_project_that_enter_alone_gives_without_the_example():
+    asked = {name: each["default"] for name, each in template.questions().items() if each.get("when") is not False}
+    by_enter = asked | {"use_background_tasks": False}
+    assert {name: by_enter[name] for name in template.SWITCHES} == {name: BY_ENTER[name] for name in template.SWITCHES}
