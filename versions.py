@@ -68,20 +68,17 @@ def projects() -> tuple[Project, ...]:
 def union() -> str:
     """Return a pyproject.toml that asks for all that any project asks for."""
     parsed = [tomllib.loads(project.pyproject) for project in projects()]
-    merged = {
-        "dependencies": {each for one in parsed for each in one["project"]["dependencies"]},
-        "dev": {each for one in parsed for each in one["dependency-groups"]["dev"]},
-    }
+    dependencies = {each for one in parsed for each in one["project"]["dependencies"]}
+    development = {each for one in parsed for each in one["dependency-groups"]["dev"]}
     extras: dict[str, set[str]] = {}
     for one in parsed:
         for name, needed in one["project"]["optional-dependencies"].items():
             extras.setdefault(name, set()).update(needed)
-    lists = {name: toml_list(found) for name, found in merged.items()}
     head = {name: parsed[0]["project"][name] for name in ("name", "version", "requires-python")}
     lines = [f'{name} = "{value}"' for name, value in head.items()]
-    lines += [f"dependencies = {lists['dependencies']}", "[project.optional-dependencies]"]
+    lines += [f"dependencies = {toml_list(dependencies)}", "[project.optional-dependencies]"]
     lines += [f"{name} = {toml_list(needed)}" for name, needed in extras.items()]
-    lines += ["[dependency-groups]", f"dev = {lists['dev']}"]
+    lines += ["[dependency-groups]", f"dev = {toml_list(development)}"]
     return "\n".join(["[project]", *lines, "[tool.uv]", "package = false", ""])
 
 
