@@ -52,25 +52,17 @@ except OperationalError:
 
 
 class Collector(ThreadingHTTPServer):
-    """Takes what Sentry's client and OpenTelemetry's exporter send, as files in a folder."""
+    """Takes what Sentry's client and OpenTelemetry's exporter send."""
 
     daemon_threads = True
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Taker)
-        self.folder, self.lock = folder, threading.Lock()
-        folder.mkdir()
+        self.requests: list[tuple[str, bytes]] = []
 
-    def keep(self, path: str, body: bytes) -> None:
-        with self.lock:
-            kind = path.strip("/").replace("/", "-")
-            place = self.folder / f"{kind}.{len(list(self.folder.iterdir()))}"
-            place.with_suffix(f"{place.suffix}.part").write_bytes(body)
-            place.with_suffix(f"{place.suffix}.part").rename(place)
-
-    def taken(self, path: str) -> list[Path]:
-        """Return the files of what has come in at this path."""
-        return [each for each in self.folder.glob(f"{path.strip('/').replace('/', '-')}.*") if each.suffix != ".part"]
+    def taken(self, path: str) -> list[bytes]:
+        """Return what has come in at this path."""
+        return [body for at, body in self.requests if at == path]
 
 
 class Taker(BaseHTTPRequestHandler):
@@ -80,7 +72,9 @@ class Taker(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.keep(self.path, gzip.decompress(body) if self.headers["Content-Encoding"] == "gzip" else body)
+        if self.headers["Content-Encoding"] == "gzip":
+            body = gzip.decompress(body)
+        self.server.requests.append((self.path, body))
         self.send_response(200)
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -90,9 +84,9 @@ class Taker(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def collecting(folder: Path) -> Iterator[tuple[Collector, str]]:
+def collecting() -> Iterator[tuple[Collector, str]]:
     """Run a collector; yields it and its address."""
-    with Collector(folder) as collector:
+    with Collector() as collector:
         thread = threading.Thread(target=collector.serve_forever)
         thread.start()
         try:
@@ -109,22 +103,21 @@ def test_sentry_follows_a_page_to_its_task_after_the_commit_through_the_outbox_a
     extra = ("--extra", "sentry")
     project, _ = installed(template_repo, tmp_path, "3.13", *extra, use_flower=False, use_async=use_async)
 
-    def events() -> list[dict]:
-        bodies = [path.read_text().splitlines() for path in collector.taken("/api/1/envelope/")]
+    def events(trace: str) -> list[dict]:
+        bodies = [body.decode().splitlines() for body in collector.taken("/api/1/envelope/")]
         lines = [json.loads(line) for body in bodies for line in body if line.startswith("{")]
-        return [each for each in lines if "contexts" in each]
+        return [each for each in lines if each.get("contexts", {}).get("trace", {}).get("trace_id") == trace]
 
     def seen(trace: str) -> set[tuple[str, str]]:
         """Return the names of the transactions, and the errors, of a trace."""
-        own = [each for each in events() if each["contexts"]["trace"]["trace_id"] == trace]
+        own = events(trace)
         errors = {each["exception"]["values"][-1]["value"] for each in own if "exception" in each}
         return {(each["type"], each["transaction"]) for each in own if each.get("type")} | {
             ("error", each) for each in errors
         }
 
     def attempts() -> int:
-        own = [each for each in events() if each["contexts"]["trace"]["trace_id"] == FIRST]
-        return sum(each.get("transaction") == "acme.trials.stumble" for each in own)
+        return sum(each.get("transaction") == "acme.trials.stumble" for each in events(FIRST))
 
     expected = {
         ("transaction", "/trial"),
@@ -133,7 +126,7 @@ def test_sentry_follows_a_page_to_its_task_after_the_commit_through_the_outbox_a
         ("error", "on purpose"),
     }
     headers = [{"sentry-trace": f"{trace}-{SPAN}-1"} for trace in (FIRST, SECOND)]
-    with collecting(tmp_path / "taken") as (collector, address):
+    with collecting() as (collector, address):
         dsn = f"http://key@{address}/1"
         with visited(project, tmp_path, *headers, SENTRY_DSN=dsn, SENTRY_TRACES_SAMPLE_RATE="1.0") as trial:
             outbox = {("transaction", "send acme.trials.stumble")}
@@ -158,7 +151,10 @@ def test_opentelemetry_follows_a_page_to_its_task_after_the_commit_through_the_o
     project, programs = installed(template_repo, tmp_path, "3.13", *extra, use_flower=False, use_async=use_async)
 
     def spans() -> list[list]:
-        files = collector.taken("/v1/traces")
+        files = []
+        for number, body in enumerate(collector.taken("/v1/traces")):
+            files.append(tmp_path / f"{number}.spans")
+            files[-1].write_bytes(body)
         return [json.loads(line) for line in run(project, programs / "python", "-c", DECODE, *files).splitlines()]
 
     def seen(trace: str) -> set[tuple[str, bool]]:
@@ -172,7 +168,7 @@ def test_opentelemetry_follows_a_page_to_its_task_after_the_commit_through_the_o
         ("run/acme.trials.finish", True),
     }
     headers = [{"traceparent": f"00-{trace}-{SPAN}-01"} for trace in (FIRST, SECOND)]
-    with collecting(tmp_path / "taken") as (collector, address):
+    with collecting() as (collector, address):
         # By itself, a process sends its spans every five seconds; this one only at its end.
         variables = {"OTEL_BSP_SCHEDULE_DELAY": "3600000", "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{address}"}
         with visited(project, tmp_path, *headers, **variables) as trial:
