@@ -62,6 +62,11 @@ def repeat(self, path):
         self.retry(countdown=1)
 
 @app.task
+def once(path):
+    with open(path, "a") as file:
+        file.write("run\\n")
+
+@app.task
 def ask():
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_sleep(0.02)")
@@ -185,16 +190,18 @@ def redis(tmp_path: Path) -> Iterator[tuple[Program, str]]:
         yield server
 
 
-def worker_command(project: Path, pool: str, queue: str = "celery") -> tuple[str | Path, ...]:
+def worker_command(project: Path, pool: str, queue: str = "celery", level: str = "info") -> tuple[str | Path, ...]:
     options = ("-P", pool, "-c", str(PLACES), "-Q", queue, "-n", f"{pool}-{queue}@%h", "--include", "acme.trials")
-    return (project / ".venv/bin/celery", "-A", "acme", "worker", "-l", "info", *options)
+    return (project / ".venv/bin/celery", "-A", "acme", "worker", "-l", level, *options)
 
 
 @contextmanager
-def worker(project: Path, folder: Path, url: str, pool: str, queue: str = "celery", **more: str) -> Iterator[Program]:
+def worker(
+    project: Path, folder: Path, url: str, pool: str, queue: str = "celery", level: str = "info", **more: str
+) -> Iterator[Program]:
     """Run a worker with signs of life in the folder."""
     variables = {"ALIVE_DIRECTORY": str(folder), "CELERY_BROKER_URL": url, "DEBUG": "1"} | more
-    log, command = folder / f"{pool}-{queue}.log", worker_command(project, pool, queue)
+    log, command = folder / f"{pool}-{queue}.log", worker_command(project, pool, queue, level)
     with started(project, log, *command, **variables) as program:
         program.says(r" ready\.")
         yield program
@@ -323,6 +330,33 @@ def test_a_retry_stays_in_the_queue_of_its_task(project, tmp_path, rabbitmq):
 
 def test_the_probe_notices_when_rabbitmq_hangs(project, tmp_path, rabbitmq):
     prove_that_a_hang_is_noticed(project, tmp_path, rabbitmq_pid(rabbitmq), rabbitmq, ("prefork", "gevent"))
+
+
+@pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
+def test_a_task_that_a_worker_has_just_taken_when_it_is_stopped_runs_once(project, tmp_path, broker, request):
+    url = {"redis": lambda given: given[1], "rabbitmq": str}[broker](request.getfixturevalue(broker))
+    trace, last = tmp_path / "trace", tmp_path / "last"
+    with worker(project, tmp_path, url, "prefork", level="debug") as first:
+        children = [child.pid for child in psutil.Process(first.process.pid).children()]
+        for child in children:
+            freeze(child)
+        try:
+            send(project, "once", trace, url)
+            # The message is on its way to a process of the pool, and none can tell that it has begun the task.
+            first.says(r"TaskPool: Apply .*once")
+            first.process.terminate()
+            first.says("Stopping Pool")
+        finally:
+            for child in children:
+                os.kill(child, signal.SIGCONT)
+        assert wait_until(lambda: first.process.poll() == 0), first.text
+    again = tmp_path / "again"
+    again.mkdir()
+    with worker(project, again, url, "prefork") as second:
+        send(project, "once", last, url)
+        second.says(r"once\[\S+\] succeeded")
+        assert wait_until(lambda: runs(last) == 1), second.text
+    assert runs(trace) == 1, first.text
 
 
 def prove_that_it_ends_though_the_broker_hangs(

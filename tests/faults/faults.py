@@ -159,6 +159,21 @@ def stopped_in_mid_task(stage: Stage) -> Outcome:
     return replace(stage.finish(), note="ended in time" if ended else "killed")
 
 
+@fault("SIGTERM, 6 s grace: 4 of 24 tasks end in it", brokers=BROKERS, pools=POOLS, ours=PATIENT)
+def stopped_while_some_end(stage: Stage) -> Outcome:
+    stage.variables["WORKER_STOP_SECONDS"] = "6"
+    stage.hold(0, 24)
+    stage.send(24)
+    worker = stage.start_worker(24)
+    stage.until_full(slots=24)
+    stage.fault()
+    worker.program.process.terminate()
+    stage.hold(0, 20)
+    stage.until(lambda: worker.starts > 1, "the worker has ended")
+    stage.release()
+    return stage.finish()
+
+
 @fault("a task that kills its worker each time", ours=PATIENT)
 def poison_task(stage: Stage) -> Outcome:
     stage.start_worker()

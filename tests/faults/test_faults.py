@@ -64,6 +64,11 @@ def test_a_worker_that_is_not_given_the_time_to_end_gives_back_what_it_runs_and_
     assert not others(outcomes, lost=0, stuck=0, failed=0, note="ended in time")
 
 
+@after(faults.stopped_while_some_end)
+def test_a_worker_that_stops_gives_back_no_task_that_has_ended(outcomes):
+    assert not others(outcomes, lost=0, stuck=0, failed=0, twice=0)
+
+
 @after(faults.poison_task)
 def test_a_task_that_kills_its_worker_is_kept_as_failed_and_harms_no_other(outcomes):
     assert not others(outcomes, failed=1, lost=0, stuck=0)

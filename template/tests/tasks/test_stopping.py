@@ -11,11 +11,20 @@ import pytest
 pytest.importorskip("celery")
 
 from celery import Celery
+from celery.bootsteps import RUN, TERMINATE
 from celery.signals import worker_shutting_down
 from celery.worker import state
+from kombu import Message
+from kombu.asynchronous import Hub
+from vine import promise
 
 from apps.tasks.broker.options import WORKER_SECONDS
 from apps.tasks.worker import stopping
+
+
+def process(pid):
+    """A process of a pool that has said nothing."""
+    return SimpleNamespace(pid=pid, outq=SimpleNamespace(_reader=SimpleNamespace(poll=Mock(return_value=False))))
 
 
 @pytest.fixture
@@ -27,9 +36,10 @@ def worker(monkeypatch):
     monkeypatch.setattr("os._exit", events.exit)
     monkeypatch.setattr("os.kill", lambda pid, number: events.kill(pid, number.name))
     app = Celery("stopping", broker="redis://127.0.0.1:1/0", set_as_current=False)
-    pool = SimpleNamespace(_pool=SimpleNamespace(_pool=[SimpleNamespace(pid=11), SimpleNamespace(pid=12)]))
-    consumer = SimpleNamespace(task_consumer=SimpleNamespace(channel=SimpleNamespace(qos=events)))
-    return SimpleNamespace(app=app, pool=pool, consumer=consumer, events=events)
+    pool = SimpleNamespace(_pool=SimpleNamespace(_pool=[process(11), process(12)]))
+    channel, blueprint = SimpleNamespace(qos=events), SimpleNamespace(state=TERMINATE)
+    consumer = SimpleNamespace(task_consumer=SimpleNamespace(channel=channel), blueprint=blueprint)
+    return SimpleNamespace(app=app, pool=pool, consumer=consumer, hub=Hub(), events=events)
 
 
 def happened(worker):
@@ -51,6 +61,21 @@ def test_an_answer_that_the_broker_does_not_take_is_dropped(worker, monkeypatch,
     worker.consumer.connection_errors, worker.consumer.channel_errors = (ConnectionError,), ()
     worker.app.control.mailbox.Node("one", SimpleNamespace(consumer=worker.consumer)).reply({}, "to", "me", "1")
     assert "It takes nothing." in caplog.text
+
+
+def test_a_task_that_is_written_to_a_process_is_kept_and_one_that_waits_is_not(worker):
+    written, waiting = SimpleNamespace(_write_to="a process"), SimpleNamespace(_write_to=None)
+    for job in (written, waiting):
+        job._accepted = False
+    worker.pool._pool._cache = {1: written, 2: waiting}
+    stopping.Patience(worker).close(worker)
+    assert (written._accepted, waiting._accepted) == (True, False)
+
+
+@pytest.mark.parametrize("pool", [SimpleNamespace(), SimpleNamespace(_pool=None), SimpleNamespace(_pool=object())])
+def test_a_pool_without_processes_keeps_nothing(worker, pool):
+    worker.pool = pool
+    stopping.Patience(worker).close(worker)
 
 
 class Clock:
@@ -108,6 +133,59 @@ def test_processes_do_nothing_more_before_others_get_their_tasks(worker):
     stopped = [("kill", 11, "SIGSTOP"), ("kill", 12, "SIGSTOP")]
     assert happened(worker) == [*stopped, ("restore_unacked",), *KILLED]
     assert state.should_terminate
+
+
+class Taken(Message):
+    """A message whose task has ended; its acknowledgement waits for the event loop."""
+
+    def __init__(self, worker):
+        super().__init__()
+        self.worker = worker
+        worker.hub.call_soon(promise(self.ack_log_error))
+
+    def ack_log_error(self):
+        self.worker.events.acknowledge()
+
+
+def test_what_has_ended_is_read_and_acknowledged_before_the_rest_is_given_back(worker):
+    unread = worker.pool._pool._pool[1].outq._reader.poll
+    # Its last word is read, and only then known to have an acknowledgement.
+    unread.side_effect = [True, True, False]
+    worker.events.kill.side_effect = lambda pid, name: Taken(worker) if (pid, name) == (12, "SIGSTOP") else None
+    stopping.give_back_and_leave(worker)
+    order = [what for what, *_ in happened(worker) if what != "kill"]
+    assert order == ["acknowledge", "restore_unacked", "exit"]
+    assert unread.call_count == 3
+
+
+def test_what_ends_while_it_stops_is_acknowledged_at_once(worker, settings, clock):
+    settings.WORKER_STOP_SECONDS = 25
+    state.reserved_requests.add("a task without an end")
+    clock.at[3] = lambda: Taken(worker)
+    clock.at[4] = lambda: worker.events.later()
+    stop(worker)
+    assert happened(worker)[:2] == [("acknowledge",), ("later",)]
+
+
+def test_the_connection_is_left_to_the_main_thread_until_the_consumer_has_stopped(worker):
+    Taken(worker)
+    worker.consumer.blueprint.state = RUN
+    stopping.give_back_and_leave(worker)
+    assert ("acknowledge",) not in happened(worker)
+
+
+def test_results_of_all_processes_are_read_as_soon_as_they_are_there(worker):
+    silent, talking = worker.pool._pool._pool
+    talking.outq._reader.poll.return_value = True
+    closed = process(13)
+    closed.outq._reader.poll.side_effect = OSError
+    read = Mock(return_value="read")
+    worker.pool._pool._result_handler = SimpleNamespace(_flush_outqueue=read)
+    stopping.Patience(worker).close(worker)
+    flush = worker.pool._pool._result_handler._flush_outqueue
+    processes = {1: silent, 2: talking, 3: closed}
+    # Celery knows what to do with a process that is gone.
+    assert [flush(fd, None, processes, None) for fd in (1, 2, 3, 4)] == [None, "read", "read", "read"]
 
 
 def test_a_pool_without_processes_gives_back_as_well(worker):

@@ -10,10 +10,13 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from celery import bootsteps
+from celery.concurrency.prefork import _run_ready_callbacks
 from celery.signals import worker_shutting_down
 from celery.worker import WorkController, state
 from django.conf import settings
@@ -29,6 +32,10 @@ KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 
 # Seconds that a worker without tasks has to close its connections to the broker.
 GOODBYE_SECONDS = 10
+# Seconds that a worker waits for the result of one process before it looks at the next one.
+RESULT_SECONDS = 0.01
+# Seconds that a worker has, at the end, to read the results of tasks that have ended.
+READING_SECONDS = 2
 
 
 class Node(pidbox.Node):
@@ -42,8 +49,8 @@ class Node(pidbox.Node):
             logger.warning("The answer to a remote command cannot be sent: %s", error)
 
 
-class Patience(bootsteps.Step):
-    """A step in the start of a worker, before it connects."""
+class Patience(bootsteps.StartStopStep):
+    """A step in the start of a worker, before it connects, and the first one when it stops."""
 
     def __init__(self, worker: WorkController, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
@@ -61,6 +68,28 @@ class Patience(bootsteps.Step):
 
         worker_shutting_down.connect(leave_in_time, weak=False)
 
+    def close(self, worker: WorkController) -> None:
+        """Keep track of all tasks in the processes of the pool, so that none is run again after its end.
+
+        Celery forgets a task that no process has accepted yet, and the broker delivers it again. But a task that has
+        been written to a process is run there, too.
+        """
+        pool = getattr(worker.pool, "_pool", None)
+        for job in tuple(getattr(pool, "_cache", {}).values()):
+            if job._write_to:
+                job._accepted = True
+        results = getattr(pool, "_result_handler", None)
+        if hasattr(results, "_flush_outqueue"):
+            results._flush_outqueue = partial(_read_soon, results._flush_outqueue)
+
+
+def _read_soon(read: Callable[..., Any], fd: int, remove: Any, processes: dict[int, Any], on_state_change: Any) -> Any:
+    """Read what a process has to say, if it has. Celery would wait half a second for each process in turn."""
+    with suppress(OSError):
+        if fd in processes and not processes[fd].outq._reader.poll(RESULT_SECONDS):
+            return None
+    return read(fd, remove, processes, on_state_change)
+
 
 def leave_later(worker: WorkController) -> None:
     """Exit when the time is up, or as soon as nothing is left to do and the worker still does not exit by itself.
@@ -68,16 +97,20 @@ def leave_later(worker: WorkController) -> None:
     The latter happens when the broker hangs: Celery says goodbye to it several times and waits for each answer.
     """
     end, idle_since = time.monotonic() + settings.WORKER_STOP_SECONDS, time.monotonic()
-    while time.monotonic() < end and time.monotonic() < idle_since + GOODBYE_SECONDS:
-        time.sleep(1)
-        if state.reserved_requests:
-            idle_since = time.monotonic()
-    give_back_and_leave(worker)
+    try:
+        while time.monotonic() < end and time.monotonic() < idle_since + GOODBYE_SECONDS:
+            time.sleep(1)
+            if state.reserved_requests or state.active_requests:
+                idle_since = time.monotonic()
+            _acknowledge(worker)
+    finally:
+        give_back_and_leave(worker)
 
 
 def give_back_and_leave(worker: WorkController) -> None:
     """Give the messages of running tasks back to the broker, for other workers, and exit."""
-    children = [process.pid for process in getattr(getattr(worker.pool, "_pool", None), "_pool", ())]
+    processes = list(getattr(getattr(worker.pool, "_pool", None), "_pool", ()))
+    children = [process.pid for process in processes]
     try:
         if running := ", ".join(request.humaninfo() for request in tuple(state.active_requests)):
             logger.warning("Given back, because they still run after %s s: %s", settings.WORKER_STOP_SECONDS, running)
@@ -88,6 +121,10 @@ def give_back_and_leave(worker: WorkController) -> None:
         # They are stopped before another worker can start the same task, and killed when nothing here would react to it
         # any more.
         _send(STOP, children)
+        end = time.monotonic() + READING_SECONDS
+        while time.monotonic() < end and any(map(_has_result, processes)):
+            time.sleep(RESULT_SECONDS)
+        _acknowledge(worker)
         _give_back(worker)
     except Exception:
         logger.exception("Not all could be given back; the broker delivers it again by itself")
@@ -103,6 +140,21 @@ def _send(number: signal.Signals | None, pids: list[int]) -> None:
     for pid in pids if number else ():
         with suppress(ProcessLookupError):
             os.kill(pid, number)
+
+
+def _has_result(process: Any) -> bool:
+    with suppress(OSError):
+        return process.outq._reader.poll(0)
+    return False
+
+
+def _acknowledge(worker: WorkController) -> None:
+    """Acknowledge the tasks that have ended. In a pool of threads, Celery waits until all have.
+
+    Until the consumer has stopped, the main thread does so, and uses the connection for other things, too.
+    """
+    if worker.hub and worker.consumer.blueprint.state == bootsteps.TERMINATE:
+        _run_ready_callbacks(worker.hub)
 
 
 def _give_back(worker: WorkController) -> None:
