@@ -1,5 +1,6 @@
 """Nobody waits for ever for RabbitMQ to confirm a message, or sends more to one that takes nothing."""
 
+from threading import Event, Thread
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,8 @@ from kombu.transport import TRANSPORT_ALIASES, pyamqp, resolve_transport
 
 from apps.tasks.broker import rabbitmq_transport
 from apps.tasks.broker.rabbitmq_transport import Channel
+
+PATIENCE_SECONDS = 60
 
 
 @pytest.mark.parametrize("scheme", ["amqp", "pyamqp", "amqps"])
@@ -67,6 +70,64 @@ def test_a_connection_is_closed_if_its_last_message_was_not_answered(monkeypatch
 @pytest.mark.parametrize("answer", [MessageNacked, NotFound])
 def test_a_connection_is_kept_if_its_last_message_was_refused(monkeypatch, answer):
     assert collected_after(monkeypatch, answer()) == []
+
+
+@pytest.fixture
+def connection(monkeypatch):
+    """A connection where something arrives when `arrival` is set; `readers` counts those that read at once."""
+
+    def drain(connection, timeout):
+        connection.readers += 1
+        connection.is_read.set()
+        assert connection.arrival.wait(PATIENCE_SECONDS)
+        if connection.handle:
+            connection.handle()
+        connection.readers -= 1
+
+    monkeypatch.setattr(pyamqp.Connection, "drain_events", drain)
+    connection = rabbitmq_transport.Connection()
+    connection.readers, connection.is_read, connection.arrival, connection.handle = 0, Event(), Event(), None
+    return connection
+
+
+@pytest.fixture
+def reader(connection):
+    """A thread that reads until something has arrived."""
+    thread = Thread(target=connection.drain_events)
+    thread.start()
+    assert connection.is_read.wait(PATIENCE_SECONDS)
+    yield thread
+    connection.arrival.set()
+    thread.join()
+
+
+def test_only_one_reads_from_a_connection_and_what_it_reads_may_be_for_another(connection, reader):
+    waiting = Thread(target=connection.drain_events)
+    waiting.start()
+    assert connection.readers == 1 and waiting.is_alive()
+    connection.arrival.set()
+    waiting.join(PATIENCE_SECONDS)
+    assert not waiting.is_alive()
+
+
+def test_whoever_waits_for_another_reader_does_so_no_longer_than_for_an_answer(connection, reader):
+    for seconds in (0, 0.01):
+        with pytest.raises(TimeoutError):
+            connection.drain_events(seconds)
+    assert connection.readers == 1
+
+
+def test_who_reads_may_wait_for_another_answer_when_it_handles_what_has_arrived(connection):
+    def ask_again():
+        connection.handle = None
+        connection.drain_events()
+        seen.append(connection.readers)
+
+    seen = []
+    connection.handle = ask_again
+    connection.arrival.set()
+    connection.drain_events()
+    assert seen == [1]
 
 
 def collected_after(monkeypatch, end: BaseException) -> list[bool]:

@@ -57,12 +57,14 @@ PARTS = {
         "kombu.transport.pyamqp:Transport",
         "kombu.transport.pyamqp:Channel.basic_publish_confirm()",
         "kombu.transport.pyamqp:Connection.Channel",
+        "kombu.transport.pyamqp:Connection.drain_events(timeout)",
         "kombu.transport.pyamqp:Transport.Connection",
     ),
     "apps.tasks.broker.rabbitmq_transport:SSLTransport": (
         "kombu.transport.pyamqp:SSLTransport",
         "kombu.transport.pyamqp:Channel.basic_publish_confirm()",
         "kombu.transport.pyamqp:Connection.Channel",
+        "kombu.transport.pyamqp:Connection.drain_events(timeout)",
         "kombu.transport.pyamqp:SSLTransport.Connection",
     ),
     "apps.tasks.broker.queues:ProjectAMQP": (

@@ -9,8 +9,12 @@ its own, which could then be lost unnoticed. So a connection is closed when its 
 While RabbitMQ has a memory or disk alarm, it reports the alarm as soon as somebody sends, and stops reading. This, too,
 is an immediate error. RabbitMQ accepts what has been sent by then once the alarm is over, so during the alarm only a
 probe is sent.
+
+In a gevent worker, the loop that takes tasks and the heartbeat read from the same connection. Gevent refuses the second
+reader, and the worker would lose its connection every few seconds. So only one of them reads, and the others wait.
 """
 
+import threading
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -57,6 +61,26 @@ class Connection(pyamqp.Connection):
     Channel = Channel
     # Whether the last message of this process ran into an alarm.
     is_blocked = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # The reader may wait for another answer when it handles what it has read.
+        self._reading = threading.RLock()
+
+    def drain_events(self, timeout: float | None = None) -> None:
+        """Read until something has arrived. Raise TimeoutError if nothing arrives within these seconds.
+
+        If another thread or greenlet is reading, wait until it has read something: that may be the expected answer.
+        """
+        if self._reading.acquire(blocking=False):
+            try:
+                super().drain_events(timeout)
+            finally:
+                self._reading.release()
+        elif self._reading.acquire(timeout=-1 if timeout is None else timeout):
+            self._reading.release()
+        else:
+            raise TimeoutError
 
     def _on_blocked(self) -> NoReturn:
         Connection.is_blocked = True
