@@ -9,6 +9,7 @@ pytest.importorskip("celery")
 
 from amqp.exceptions import Blocked, MessageNacked, NotFound
 from celery.exceptions import SoftTimeLimitExceeded
+from celery.worker.loops import _quick_drain
 from kombu import Connection
 from kombu.transport import TRANSPORT_ALIASES, pyamqp, resolve_transport
 
@@ -115,6 +116,15 @@ def test_whoever_waits_for_another_reader_does_so_no_longer_than_for_an_answer(c
         with pytest.raises(TimeoutError):
             connection.drain_events(seconds)
     assert connection.readers == 1
+
+
+def test_a_look_for_heartbeats_takes_no_longer_than_the_system_needs(monkeypatch):
+    """Celery takes one after each message of a gevent worker."""
+    waits = []
+    monkeypatch.setattr(pyamqp.Connection, "drain_events", lambda connection, timeout: waits.append(timeout))
+    _quick_drain(rabbitmq_transport.Connection())
+    rabbitmq_transport.Connection().drain_events(2.0)
+    assert waits == [rabbitmq_transport.LOOK_SECONDS, 2.0]
 
 
 def test_who_reads_may_wait_for_another_answer_when_it_handles_what_has_arrived(connection):

@@ -55,6 +55,7 @@ PARTS = {
     ),
     "apps.tasks.broker.rabbitmq_transport:Transport": (
         "kombu.transport.pyamqp:Transport",
+        "celery.worker.loops:_quick_drain(connection, timeout)",
         "kombu.transport.pyamqp:Channel.basic_publish_confirm()",
         "kombu.transport.pyamqp:Connection.Channel",
         "kombu.transport.pyamqp:Connection.drain_events(timeout)",
@@ -62,6 +63,7 @@ PARTS = {
     ),
     "apps.tasks.broker.rabbitmq_transport:SSLTransport": (
         "kombu.transport.pyamqp:SSLTransport",
+        "celery.worker.loops:_quick_drain(connection, timeout)",
         "kombu.transport.pyamqp:Channel.basic_publish_confirm()",
         "kombu.transport.pyamqp:Connection.Channel",
         "kombu.transport.pyamqp:Connection.drain_events(timeout)",

@@ -12,6 +12,8 @@ probe is sent.
 
 In a gevent worker, the loop that takes tasks and the heartbeat read from the same connection. Gevent refuses the second
 reader, and the worker would lose its connection every few seconds. So only one of them reads, and the others wait.
+That loop also waits a tenth of a second for the broker's heartbeats after each message, which would limit the worker to
+ten tasks per second. So it only looks whether there are any.
 """
 
 import threading
@@ -21,6 +23,9 @@ from typing import Any, NoReturn
 from amqp import Message
 from amqp.exceptions import AccessRefused, Blocked, ChannelError, MessageNacked
 from kombu.transport import pyamqp
+
+# Seconds that Celery's loop for gevent waits for a heartbeat, and that it waits here.
+CELERYS_LOOK_SECONDS, LOOK_SECONDS = 0.1, 0.001
 
 
 class Channel(pyamqp.Channel):
@@ -72,6 +77,8 @@ class Connection(pyamqp.Connection):
 
         If another thread or greenlet is reading, wait until it has read something: that may be the expected answer.
         """
+        if timeout == CELERYS_LOOK_SECONDS:
+            timeout = LOOK_SECONDS
         if self._reading.acquire(blocking=False):
             try:
                 super().drain_events(timeout)
