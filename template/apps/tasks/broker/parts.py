@@ -93,6 +93,7 @@ PARTS = {
         "celery.worker.state:active_requests",
         "celery.worker.state:reserved_requests",
         "celery.worker.state:should_terminate",
+        "billiard.queues:_SimpleQueue._reader",
         "billiard.pool:ApplyResult._accepted",
         "billiard.pool:ApplyResult._cache",
         "billiard.pool:ApplyResult._write_to",
