@@ -6,6 +6,7 @@ import pytest
 
 from tests.faults import faults
 from tests.faults.faults import FAULTS, Act, Outcomes
+from tests.faults.stage import SLOTS
 
 pytestmark = [pytest.mark.faults, pytest.mark.run]
 
@@ -51,6 +52,8 @@ def test_a_killed_pool_child_loses_nothing(outcomes):
 @after(faults.killed_worker)
 def test_a_killed_worker_loses_nothing(outcomes):
     assert not others(outcomes, lost=0, stuck=0, failed=0)
+    # What it had in its hands may run again, and nothing else.
+    assert all(outcome.twice <= SLOTS for outcome in outcomes.values()), outcomes
 
 
 @pytest.mark.slow

@@ -112,10 +112,6 @@ def give_back_and_leave(worker: WorkController) -> None:
     processes = list(getattr(getattr(worker.pool, "_pool", None), "_pool", ()))
     children = [process.pid for process in processes]
     try:
-        if running := ", ".join(request.humaninfo() for request in tuple(state.active_requests)):
-            logger.warning("Given back, because they still run after %s s: %s", settings.WORKER_STOP_SECONDS, running)
-        else:
-            logger.warning("Left without waiting any longer for the broker's answer to the goodbye")
         # Marks that the processes below do not die because of their tasks.
         state.should_terminate = True
         # They are stopped before another worker can start the same task, and killed when nothing here would react to it
@@ -124,6 +120,10 @@ def give_back_and_leave(worker: WorkController) -> None:
         end = time.monotonic() + READING_SECONDS
         while time.monotonic() < end and any(map(_has_result, processes)):
             time.sleep(RESULT_SECONDS)
+        if running := ", ".join(request.humaninfo() for request in tuple(state.active_requests)):
+            logger.warning("Given back, because they still run after %s s: %s", settings.WORKER_STOP_SECONDS, running)
+        else:
+            logger.warning("Left without waiting any longer for the broker's answer to the goodbye")
         _acknowledge(worker)
         _give_back(worker)
     except Exception:
