@@ -67,6 +67,13 @@ def once(path):
         file.write("run\\n")
 
 @app.task
+def until_told(path):
+    with open(path, "a") as file:
+        file.write("run\\n")
+    while not Path(path + ".end").exists():
+        time.sleep(0.05)
+
+@app.task
 def ask():
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_sleep(0.02)")
@@ -315,6 +322,25 @@ def test_the_probe_notices_when_redis_hangs(project, tmp_path, redis):
     prove_that_a_hang_is_noticed(project, tmp_path, redis[0].process.pid, redis[1], POOLS)
 
 
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_task_that_goes_on_when_its_connection_to_redis_breaks_runs_once(project, tmp_path, redis, pool):
+    def ask(*words: str) -> str:
+        return run(tmp_path, needed("redis-cli"), "-u", redis[1], *words).strip()
+
+    trace, other = tmp_path / "trace", tmp_path / "other"
+    with worker(project, tmp_path, redis[1], pool) as program:
+        send(project, "until_told", trace, redis[1])
+        assert wait_until(lambda: runs(trace) == 1), program.text
+        ask("CLIENT", "KILL", "TYPE", "normal")
+        program.says("Connection to broker lost")
+        send(project, "once", other, redis[1])
+        assert wait_until(lambda: runs(other) == 1), program.text
+        (tmp_path / "trace.end").touch()
+        # The broker learns of its end, although the connection that brought it is gone.
+        assert wait_until(lambda: ask("HLEN", "unacked") == "0"), program.text
+        assert (runs(trace), ask("LLEN", "celery")) == (1, "0"), program.text
+
+
 @pytest.fixture(scope="module")
 def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with rabbitmq_server(tmp_path_factory.mktemp("rabbitmq")) as (_, url):
@@ -330,6 +356,18 @@ def test_a_retry_stays_in_the_queue_of_its_task(project, tmp_path, rabbitmq):
 
 def test_the_probe_notices_when_rabbitmq_hangs(project, tmp_path, rabbitmq):
     prove_that_a_hang_is_noticed(project, tmp_path, rabbitmq_pid(rabbitmq), rabbitmq, ("prefork", "gevent"))
+
+
+def test_a_busy_gevent_worker_keeps_its_connection_to_rabbitmq(project, tmp_path, rabbitmq):
+    count, url = 1500, f"{rabbitmq}?read_timeout=1"
+    script = (
+        f"from acme.celery import app; [app.send_task('acme.tasks.add', (1, 2), queue='busy') for _ in range({count})]"
+    )
+    python(project, script, url=rabbitmq)
+    # Busy for longer than it waits for the confirmation of a heartbeat.
+    with worker(project, tmp_path, url, "gevent", queue="busy") as program:
+        assert wait_until(lambda: program.text.count(" succeeded in ") == count), program.text[-5000:]
+        assert "Connection to broker lost" not in program.text
 
 
 @pytest.mark.parametrize("broker", ["redis", "rabbitmq"])

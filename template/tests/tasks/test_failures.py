@@ -226,6 +226,44 @@ def test_a_process_that_dies_because_the_worker_ends_is_not_held_against_the_tas
     assert not FailedTask.objects.exists()
 
 
+@pytest.fixture
+def consumer(monkeypatch):
+    """The part of a worker that receives messages, without a connection."""
+    monkeypatch.setattr(failures.Consumer, "on_close", lambda self: None)
+    monkeypatch.setattr(failures.Consumer, "on_connection_error_after_connected", lambda self, error: None)
+    consumer = object.__new__(failures.RecordingConsumer)
+    consumer.pool, consumer.task_consumer = SimpleNamespace(), None
+    return consumer
+
+
+def test_a_task_that_was_written_to_a_process_is_kept_and_one_that_waits_is_not(consumer):
+    jobs = [SimpleNamespace(_write_to=process, _accepted=False) for process in ("a process", "one that died", None)]
+    # The second one waits for another process.
+    consumer.pool._pool = SimpleNamespace(_cache=dict(enumerate(jobs)), outbound_buffer=[jobs[1]])
+    consumer.on_close()
+    assert [job._accepted for job in jobs] == [True, False, False]
+
+
+@pytest.mark.parametrize("pool", [SimpleNamespace(), SimpleNamespace(_pool=None), SimpleNamespace(_pool=object())])
+def test_a_pool_without_processes_has_nothing_to_keep(consumer, pool):
+    consumer.pool = pool
+    consumer.on_close()
+
+
+def test_what_goes_on_without_the_connection_is_not_given_to_others(consumer, make_request, monkeypatch, caplog):
+    request, kept = make_request(), []
+    monkeypatch.setattr(state, "active_requests", {request})
+    request._message.delivery_tag = "tag"
+    qos = SimpleNamespace(keep=kept.extend)
+    consumer.task_consumer = SimpleNamespace(channel=SimpleNamespace(qos=qos))
+    consumer.on_connection_error_after_connected(ConnectionError("It is gone."))
+    assert kept == ["tag"] and "It is gone." in caplog.text
+    # RabbitMQ, and a connection that was never complete.
+    for task_consumer in (SimpleNamespace(channel=SimpleNamespace()), None):
+        consumer.task_consumer = task_consumer
+        consumer.on_connection_error_after_connected(ConnectionError())
+
+
 def test_a_task_that_ends_whole_workers_is_given_up(settings):
     settings.LOST_WORKERS_PER_TASK = 3
     for _ in range(2):

@@ -1,5 +1,6 @@
 """Nobody waits for ever for RabbitMQ to confirm a message, or sends more to one that takes nothing."""
 
+import time
 from threading import Event, Thread
 from types import SimpleNamespace
 
@@ -118,12 +119,36 @@ def test_whoever_waits_for_another_reader_does_so_no_longer_than_for_an_answer(c
     assert connection.readers == 1
 
 
-def test_a_look_for_heartbeats_takes_no_longer_than_the_system_needs(monkeypatch):
+def test_others_learn_what_was_read_although_the_reader_reads_on(connection, reader):
+    """The loop of a busy gevent worker never leaves its lock for so long that others notice."""
+    has_learned = Event()
+
+    def read_on():
+        connection.handle = None
+        connection.drain_events()
+        assert has_learned.wait(PATIENCE_SECONDS)
+
+    connection.handle = read_on
+    waiting = Thread(target=connection.drain_events)
+    waiting.start()
+    while not connection._has_read._waiters:
+        time.sleep(0.01)
+    connection.arrival.set()
+    waiting.join(PATIENCE_SECONDS)
+    assert not waiting.is_alive()
+    has_learned.set()
+
+
+@pytest.mark.parametrize("scheme", ["amqp", "amqps"])
+def test_a_look_for_heartbeats_takes_no_longer_than_the_system_needs(monkeypatch, scheme):
     """Celery takes one after each message of a gevent worker."""
     waits = []
     monkeypatch.setattr(pyamqp.Connection, "drain_events", lambda connection, timeout: waits.append(timeout))
-    _quick_drain(rabbitmq_transport.Connection())
-    rabbitmq_transport.Connection().drain_events(2.0)
+    connection = Connection(f"{scheme}://")
+    connection._connection, connection._closed = rabbitmq_transport.Connection(), False
+    monkeypatch.setattr(connection.transport, "verify_connection", lambda connection: True)
+    _quick_drain(connection)
+    connection.drain_events(timeout=2.0)
     assert waits == [rabbitmq_transport.LOOK_SECONDS, 2.0]
 
 

@@ -187,6 +187,32 @@ def test_what_it_could_not_be_told_it_is_told_later_and_meanwhile_there_is_place
         assert (server.client.hlen("unacked"), waiting(server)) == (0, 0)
 
 
+@pytest.mark.parametrize("end", ["close", "deadline"])
+def test_a_task_that_ended_while_it_could_not_be_told_is_not_given_back_at_the_end(server, end):
+    greet.delay()
+    with current_app.connection_for_read() as connection:
+        message, channel = take(connection)
+        server.tell("REPLICAOF 127.0.0.1 1")
+        message.ack()
+        server.recover()
+        channel.close() if end == "close" else channel.qos.restore_unacked()
+    assert (server.client.hlen("unacked"), waiting(server)) == (0, 0)
+
+
+def test_a_message_whose_task_goes_on_stays_taken_when_its_channel_closes(server):
+    greet.delay()
+    with current_app.connection_for_read() as connection:
+        message, channel = take(connection)
+        channel.qos.keep([message.delivery_tag])
+        channel.close()
+    assert (server.client.hlen("unacked"), waiting(server)) == (1, 0)
+    # The task ends, and the next connection tells the server.
+    message.ack()
+    with current_app.connection_for_read() as connection:
+        connection.channel().qos.restore_visible()
+    assert (server.client.hlen("unacked"), waiting(server)) == (0, 0)
+
+
 def test_an_error_of_it_is_one_of_the_connection_to_whoever_takes(server):
     with current_app.connection_for_read() as connection:
         greet.delay()

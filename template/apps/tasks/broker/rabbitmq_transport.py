@@ -71,23 +71,28 @@ class Connection(pyamqp.Connection):
         super().__init__(*args, **kwargs)
         # The reader may wait for another answer when it handles what it has read.
         self._reading = threading.RLock()
+        self._has_read = threading.Condition()
+        self._reads = 0
 
     def drain_events(self, timeout: float | None = None) -> None:
         """Read until something has arrived. Raise TimeoutError if nothing arrives within these seconds.
 
-        If another thread or greenlet is reading, wait until it has read something: that may be the expected answer.
+        If another thread or greenlet is reading, wait until it has: it may have read the expected answer. Its lock
+        alone would not do. A busy loop takes that again before anybody else hears that it was free.
         """
-        if timeout == CELERYS_LOOK_SECONDS:
-            timeout = LOOK_SECONDS
+        reads = self._reads
         if self._reading.acquire(blocking=False):
             try:
                 super().drain_events(timeout)
             finally:
                 self._reading.release()
-        elif self._reading.acquire(timeout=-1 if timeout is None else timeout):
-            self._reading.release()
-        else:
-            raise TimeoutError
+                with self._has_read:
+                    self._reads += 1
+                    self._has_read.notify_all()
+            return
+        with self._has_read:
+            if not self._has_read.wait_for(lambda: self._reads != reads, timeout):
+                raise TimeoutError
 
     def _on_blocked(self) -> NoReturn:
         Connection.is_blocked = True
@@ -99,8 +104,11 @@ class Transport(pyamqp.Transport):
 
     Connection = Connection
 
+    def drain_events(self, connection: Connection, timeout: float | None = None, **kwargs: Any) -> None:
+        """Read from the connection as it does, but only look where Celery's loop for gevent waits for a heartbeat."""
+        timeout = LOOK_SECONDS if timeout == CELERYS_LOOK_SECONDS else timeout
+        super().drain_events(connection, timeout=timeout, **kwargs)
 
-class SSLTransport(pyamqp.SSLTransport):
+
+class SSLTransport(Transport, pyamqp.SSLTransport):
     """The same with TLS."""
-
-    Connection = Connection

@@ -148,7 +148,23 @@ class RecordingConsumer(Consumer):
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Log the broker's answer, which the Redis client hides from Celery's own log, then connect again."""
         logger.warning("The connection to the broker is given up: %s", exc)
+        # Redis would hand the tasks that go on here to other workers at once. RabbitMQ does so by itself.
+        channel = getattr(self.task_consumer, "channel", None)
+        if keep := getattr(getattr(channel, "qos", None), "keep", None):
+            keep(request._message.delivery_tag for request in tuple(state.active_requests))
         super().on_connection_error_after_connected(exc)
+
+    def on_close(self) -> None:
+        """Forget the tasks that have not begun, but none that a process of the pool may have begun unnoticed.
+
+        Celery also forgets a task that has been written to a process, and is run there, until the process says so.
+        Nobody would acknowledge it, so it would run again elsewhere, and no time limit would end it.
+        """
+        pool = getattr(self.pool, "_pool", None)
+        for job in tuple(getattr(pool, "_cache", {}).values()):
+            if job._write_to and job not in pool.outbound_buffer:
+                job._accepted = True
+        super().on_close()
 
     def on_unknown_message(self, body: Any, message: Message) -> None:
         """Keep a message that is not Celery's."""

@@ -36,6 +36,8 @@ GOODBYE_SECONDS = 10
 RESULT_SECONDS = 0.01
 # Seconds that a worker has, at the end, to read the results of tasks that have ended.
 READING_SECONDS = 2
+# Seconds for what follows the last result: a failed task leaves a row.
+SETTLING_SECONDS = 0.2
 
 
 class Node(pidbox.Node):
@@ -69,18 +71,17 @@ class Patience(bootsteps.StartStopStep):
         worker_shutting_down.connect(leave_in_time, weak=False)
 
     def close(self, worker: WorkController) -> None:
-        """Keep track of all tasks in the processes of the pool, so that none is run again after its end.
-
-        Celery forgets a task that no process has accepted yet, and the broker delivers it again. But a task that has
-        been written to a process is run there, too.
-        """
-        pool = getattr(worker.pool, "_pool", None)
-        for job in tuple(getattr(pool, "_cache", {}).values()):
-            if job._write_to:
-                job._accepted = True
-        results = getattr(pool, "_result_handler", None)
+        """Let the worker notice at once that a task has ended in a process of the pool."""
+        results = getattr(_pool(worker), "_result_handler", None)
         if hasattr(results, "_flush_outqueue"):
             results._flush_outqueue = partial(_read_soon, results._flush_outqueue)
+            # The timers go on. This would tell a task a second time that its soft time limit is over.
+            results.check_timeouts = None
+
+
+def _pool(worker: WorkController) -> Any:
+    """Return the pool of processes, if it is one."""
+    return getattr(worker.pool, "_pool", None)
 
 
 def _read_soon(read: Callable[..., Any], fd: int, remove: Any, processes: dict[int, Any], on_state_change: Any) -> Any:
@@ -100,7 +101,7 @@ def leave_later(worker: WorkController) -> None:
     try:
         while time.monotonic() < end and time.monotonic() < idle_since + GOODBYE_SECONDS:
             time.sleep(1)
-            if state.reserved_requests or state.active_requests:
+            if state.reserved_requests or state.active_requests or getattr(_pool(worker), "_cache", None):
                 idle_since = time.monotonic()
             _acknowledge(worker)
     finally:
@@ -109,7 +110,7 @@ def leave_later(worker: WorkController) -> None:
 
 def give_back_and_leave(worker: WorkController) -> None:
     """Give the messages of running tasks back to the broker, for other workers, and exit."""
-    processes = list(getattr(getattr(worker.pool, "_pool", None), "_pool", ()))
+    processes = list(getattr(_pool(worker), "_pool", ()))
     children = [process.pid for process in processes]
     try:
         # Marks that the processes below do not die because of their tasks.
@@ -120,6 +121,7 @@ def give_back_and_leave(worker: WorkController) -> None:
         end = time.monotonic() + READING_SECONDS
         while time.monotonic() < end and any(map(_has_result, processes)):
             time.sleep(RESULT_SECONDS)
+        time.sleep(SETTLING_SECONDS)
         if running := ", ".join(request.humaninfo() for request in tuple(state.active_requests)):
             logger.warning("Given back, because they still run after %s s: %s", settings.WORKER_STOP_SECONDS, running)
         else:
