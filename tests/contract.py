@@ -559,10 +559,11 @@ def expected_processes(answers: Answers) -> dict[str, dict[str, Any]]:
     ]
     small = {"count": 1, "memory_mb": 256, "stop_seconds": 10}
     large = {"concurrency": 2, "count": 2, "memory_mb": 512, "stop_seconds": 30}
-    served = {"path": "/up", "port": 8000}
+    server = uvicorn if asgi(answers) else gunicorn
+    web = {"path": "/up", "port": 8000, "command": server, "platform_command": server.replace("8000", "$PORT")}
     found = {
         "release": {"command": bootstrap if has_celery(answers) else release, "memory_mb": 256},
-        "web": large | served | {"check": get("8000/up"), "command": uvicorn if asgi(answers) else gunicorn},
+        "web": large | web | {"check": get("8000/up")},
     }
     if has_celery(answers):
         command = f"celery -A acme worker -l info{pool}"

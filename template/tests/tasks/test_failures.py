@@ -237,11 +237,11 @@ def consumer(monkeypatch):
 
 
 def test_a_task_that_was_written_to_a_process_is_kept_and_one_that_waits_is_not(consumer):
-    jobs = [SimpleNamespace(_write_to=process, _accepted=False) for process in ("a process", "one that died", None)]
+    calls = [SimpleNamespace(_write_to=process, _accepted=False) for process in ("a process", "one that died", None)]
     # The second one waits for another process.
-    consumer.pool._pool = SimpleNamespace(_cache=dict(enumerate(jobs)), outbound_buffer=[jobs[1]])
+    consumer.pool._pool = SimpleNamespace(_cache=dict(enumerate(calls)), outbound_buffer=[calls[1]])
     consumer.on_close()
-    assert [job._accepted for job in jobs] == [True, False, False]
+    assert [call._accepted for call in calls] == [True, False, False]
 
 
 @pytest.mark.parametrize("pool", [SimpleNamespace(), SimpleNamespace(_pool=None), SimpleNamespace(_pool=object())])

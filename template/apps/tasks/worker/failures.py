@@ -161,9 +161,9 @@ class RecordingConsumer(Consumer):
         Nobody would acknowledge it, so it would run again elsewhere, and no time limit would end it.
         """
         pool = getattr(self.pool, "_pool", None)
-        for job in tuple(getattr(pool, "_cache", {}).values()):
-            if job._write_to and job not in pool.outbound_buffer:
-                job._accepted = True
+        for call in tuple(getattr(pool, "_cache", {}).values()):
+            if call._write_to and call not in pool.outbound_buffer:
+                call._accepted = True
         super().on_close()
 
     def on_unknown_message(self, body: Any, message: Message) -> None:
