@@ -246,6 +246,11 @@ def send(project: Path, task: str, trace: Path, url: str, queue: str = "celery")
     python(project, script, url=url)
 
 
+def ask(url: str, *words: str) -> str:
+    """Return what a Redis answers to a command."""
+    return run(Path.cwd(), needed("redis-cli"), "-u", url, *words).strip()
+
+
 def test_a_task_of_a_killed_gevent_worker_comes_back(project, tmp_path, redis):
     trace = tmp_path / "trace"
     with worker(project, tmp_path, redis[1], "gevent") as first:
@@ -258,16 +263,13 @@ def test_a_task_of_a_killed_gevent_worker_comes_back(project, tmp_path, redis):
 
 @pytest.mark.slow
 def test_a_gevent_worker_with_nothing_to_do_gives_back_what_a_dead_one_held(project, tmp_path, redis):
-    def ask(*words: str) -> str:
-        return run(tmp_path, needed("redis-cli"), "-u", redis[1], *words).strip()
-
     trace = tmp_path / "trace"
     with worker(project, tmp_path, redis[1], "gevent", queue="idle", VISIBILITY_SECONDS="1"):
         with worker(project, tmp_path, redis[1], "gevent") as busy:
             send(project, "hold", trace, redis[1])
             assert wait_until(lambda: runs(trace)), busy.text
             busy.process.kill()
-        assert wait_until(lambda: (ask("HLEN", "unacked"), ask("LLEN", "celery")) == ("0", "1"))
+        assert wait_until(lambda: (ask(redis[1], "HLEN", "unacked"), ask(redis[1], "LLEN", "celery")) == ("0", "1"))
 
 
 def test_what_is_put_together_of_tasks_or_sent_by_a_coroutine_has_a_result(project, tmp_path, redis):
@@ -324,21 +326,18 @@ def test_the_probe_notices_when_redis_hangs(project, tmp_path, redis):
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_task_that_goes_on_when_its_connection_to_redis_breaks_runs_once(project, tmp_path, redis, pool):
-    def ask(*words: str) -> str:
-        return run(tmp_path, needed("redis-cli"), "-u", redis[1], *words).strip()
-
     trace, other = tmp_path / "trace", tmp_path / "other"
     with worker(project, tmp_path, redis[1], pool) as program:
         send(project, "until_told", trace, redis[1])
         assert wait_until(lambda: runs(trace) == 1), program.text
-        ask("CLIENT", "KILL", "TYPE", "normal")
+        ask(redis[1], "CLIENT", "KILL", "TYPE", "normal")
         program.says("Connection to broker lost")
         send(project, "once", other, redis[1])
         assert wait_until(lambda: runs(other) == 1), program.text
         (tmp_path / "trace.end").touch()
         # The broker learns of its end, although the connection that brought it is gone.
-        assert wait_until(lambda: ask("HLEN", "unacked") == "0"), program.text
-        assert (runs(trace), ask("LLEN", "celery")) == (1, "0"), program.text
+        assert wait_until(lambda: ask(redis[1], "HLEN", "unacked") == "0"), program.text
+        assert (runs(trace), ask(redis[1], "LLEN", "celery")) == (1, "0"), program.text
 
 
 @pytest.fixture(scope="module")
@@ -372,7 +371,8 @@ def test_a_busy_gevent_worker_keeps_its_connection_to_rabbitmq(project, tmp_path
 
 @pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
 def test_a_task_that_a_worker_has_just_taken_when_it_is_stopped_runs_once(project, tmp_path, broker, request):
-    url = {"redis": lambda given: given[1], "rabbitmq": str}[broker](request.getfixturevalue(broker))
+    given = request.getfixturevalue(broker)
+    url = given if broker == "rabbitmq" else given[1]
     trace, last = tmp_path / "trace", tmp_path / "last"
     with worker(project, tmp_path, url, "prefork", level="debug") as first:
         children = [child.pid for child in psutil.Process(first.process.pid).children()]
