@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,19 @@ from tests.processes import Bytecode
 
 # The tests in it are those of a project, and run there.
 collect_ignore = ["shop"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take with the tests what killed programs leave behind: whatever the tests start has a temporary folder of theirs.
+
+    Its name is short, because sockets lie in it.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="tests-")
+        # PostgreSQL's user goes through it.
+        os.chmod(folder, 0o755)
+        os.environ["TMPDIR"] = folder
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
