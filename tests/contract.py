@@ -175,6 +175,8 @@ CONTRACT = [
     Row("Makefile", "xargs -0 uv lock\n", uv),
     Row("Makefile", "\tuv sync\n", uv),
     Row("README.md", "## Tasks\n", has_celery),
+    Row("README.md", "manage.py waiting_tasks` while", has_celery),
+    Row("README.md", "manage.py run_due_tasks` every minute", not_(has_celery)),
     Row("README.md", "## AI chat\n", chat),
     Row("README.md", "Flower shows", flower),
     Row("README.md", "## Jobs\n", jobs),

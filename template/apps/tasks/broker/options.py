@@ -148,8 +148,8 @@ def broker_options(url: str, visibility_timeout_seconds: float) -> dict[str, Any
 def tls_options(url: str, ca_file: str = "", *, verify: bool = True) -> dict[str, Any] | None:
     """Return the TLS options for a `rediss://` or `amqps://` URL, or None for any other URL.
 
-    They verify the certificate and its host name against the authorities of the system or of the file. Celery by itself
-    verifies nothing for Redis, and no host name for RabbitMQ.
+    They verify the certificate and its host name against the system's certificate authorities or those in the file.
+    Celery by itself verifies nothing for Redis, and no host name for RabbitMQ.
     """
     required = ssl.CERT_REQUIRED if verify else ssl.CERT_NONE
     if url.startswith("rediss:"):

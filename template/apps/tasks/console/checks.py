@@ -36,6 +36,8 @@ def _message(identifier: str, message: str, hint: str, task: Task | None = None)
 
 # Options of single tasks ----------------------------------------------------
 
+REPEATABLE = "Remove {}=False and make the task safe to repeat, or silence this check if it must not be repeated."
+
 
 @register("tasks")
 def check_tasks(**kwargs: object) -> list[CheckMessage]:
@@ -63,13 +65,13 @@ def _task_messages(task: Task, conf: Conf) -> Iterator[CheckMessage]:
         yield _message("E021", message, "Lower its time_limit, or raise visibility_timeout in settings.py.", task)
     if conf.conf.task_acks_late and not task.acks_late:
         message = "Its acks_late is off: it is lost when its worker dies while it runs."
-        yield _message("W020", message, "Make it safe to repeat; or silence this check if it must not be.", task)
+        yield _message("W020", message, REPEATABLE.format("acks_late"), task)
     if not isinstance(task, ProjectTask):
         message = "Its base is none of the project's: it is sent before the commit, and lost while the broker is away."
         yield _message("W022", message, "Derive its base from ProjectTask in apps.tasks.sending as well.", task)
     if conf.conf.task_reject_on_worker_lost and task.acks_late and not task.reject_on_worker_lost:
         message = "Its reject_on_worker_lost is off: it is lost when its process dies."
-        yield _message("W021", message, "Make it safe to repeat; or silence this check if it must not be.", task)
+        yield _message("W021", message, REPEATABLE.format("reject_on_worker_lost"), task)
 
 
 # The broker -----------------------------------------------------------------

@@ -103,7 +103,7 @@ RULES = [
     Rule(
         "W001",
         lambda c: c.limit == inf and not c.redis,
-        "CELERY_TASK_TIME_LIMIT is not set: a task that hangs keeps its place in the worker for ever.",
+        "CELERY_TASK_TIME_LIMIT is not set: a task that hangs keeps its slot in the worker for ever.",
         "Set it to what your longest task takes, and a margin.",
     ),
     Rule(
@@ -160,7 +160,7 @@ RULES = [
         "W010",
         lambda c: c.conf.worker_pool in POOLS_WITHOUT_LIMITS and min(c.limit, c.soft_limit) < inf,
         "The pool {0.conf.worker_pool!r} does not hold tasks to the time limits as prefork does: one that hangs keeps "
-        "its place, and on Redis one that takes longer than {0.visibility} s runs twice.",
+        "its slot, and on Redis one that takes longer than {0.visibility} s runs twice.",
         "Give every call to another system a timeout of its own, then silence this check.",
     ),
     Rule(

@@ -35,4 +35,4 @@ def count_return(task_id: str) -> None:
         return
     if returned.times >= settings.LOST_WORKERS_PER_TASK:
         returned.delete()
-        raise WorkerKiller(f"The task was started {returned.times} times, and the worker ended each time before it.")
+        raise WorkerKiller(f"The task was started {returned.times} times, and each time its worker died.")

@@ -113,7 +113,7 @@ class RunningTask(DjangoTask):
         """
         # A message that is acknowledged before its task runs cannot be given back.
         if self.acks_late and self._was_held_too_long():
-            raise Reject("It waited too long for a place in this worker.", requeue=True)
+            raise Reject("It waited too long for a slot in this worker.", requeue=True)
         # These modules import models, which are not loaded yet when Celery asks for the class of its tasks.
         from . import deliveries, outbox
 

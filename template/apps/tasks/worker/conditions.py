@@ -56,7 +56,7 @@ def _pool_problems(consumer: Consumer) -> tuple[list[str], list[str]]:
         )
     if pool in UNENFORCED and (consumer.app.conf.task_time_limit or consumer.app.conf.task_soft_time_limit):
         warnings.append(
-            f"The pool {name} does not enforce {UNENFORCED[pool]}: a task that hangs keeps its place until the worker "
+            f"The pool {name} does not enforce {UNENFORCED[pool]}: a task that hangs keeps its slot until the worker "
             "ends. Give every call to another system a timeout of its own, or use the pool prefork."
         )
     return dangers, warnings

@@ -1,8 +1,8 @@
 """Keeps the message of a failed task as the broker had it, and sends it again.
 
 It sends the message itself instead of calling the task again, so its callbacks and its place in a chain, group or chord
-stay the same. A task that this release does not know, or whose arguments it cannot read, can be sent again after the
-next release.
+stay the same. A task that the deployed code does not know, or whose arguments it cannot read, can be sent again after
+the next deployment.
 """
 
 import json
