@@ -57,7 +57,7 @@ class AfterCommitBackend(BaseTaskBackend):
         return result
 
     def get_result(self, result_id: str) -> TaskResult:
-        """Return the result with this id. Raises TaskResultDoesNotExist if there is none."""
+        """Return the result with this id. Raises TaskResultDoesNotExist if there is none, or its task is gone."""
         return records.load(result_id)
 
     def run(self, result: TaskResult) -> None:
@@ -88,8 +88,8 @@ def run_due() -> tuple[int, int]:
     for row in ready.order_by("run_after", "enqueued_at"):
         try:
             result = records.result_of(row)
-        except ImportError as error:
-            logger.error("%s waits on, because the code does not have it: %s", row, error)
+        except records.UnknownTask as error:
+            logger.error("A task waits on: %s", error)
             continue
         if not records.is_kept(result) and not records.withdraw(result.id):
             continue

@@ -11,7 +11,15 @@ from django.db import DatabaseError
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
-from .framework import Task, TaskError, TaskResult, TaskResultDoesNotExist, TaskResultStatus
+from .framework import (
+    InvalidTask,
+    InvalidTaskBackend,
+    Task,
+    TaskError,
+    TaskResult,
+    TaskResultDoesNotExist,
+    TaskResultStatus,
+)
 from .options import options_of
 
 logger = logging.getLogger(__name__)
@@ -83,21 +91,36 @@ def withdraw(task_id: str) -> bool:
     return EnqueuedTask.objects.filter(pk=task_id, status=TaskResultStatus.READY).delete()[0] > 0
 
 
-def load(task_id: str) -> TaskResult:
-    """Return the result of the task with this id. Raises TaskResultDoesNotExist if it has no row."""
+class UnknownTask(TaskResultDoesNotExist):
+    """The row of a task is there, but the code does not have the task, or TASKS does not have its queue or backend."""
+
+
+def load(task_id: str, task: Task | None = None) -> TaskResult:
+    """Return the result of the task with this id. Raises TaskResultDoesNotExist if it has no row.
+
+    The task is the one that the row names, or else the one that is given. Without either, raises UnknownTask.
+    """
     from .models import EnqueuedTask
 
     row = EnqueuedTask.objects.filter(pk=task_id).first()
     if row is None:
         raise TaskResultDoesNotExist(task_id)
-    return result_of(row)
+    return result_of(row, task)
 
 
-def result_of(row: Any) -> TaskResult:
-    """Return the result that a row records. Raises ImportError if the code no longer has the task."""
-    task = import_string(row.path).using(
-        priority=row.priority, queue_name=row.queue_name, run_after=row.run_after, backend=row.backend
-    )
+def result_of(row: Any, task: Task | None = None) -> TaskResult:
+    """Return the result that a row records, of the task that it names, or else of the one that is given.
+
+    Raises UnknownTask if there is neither.
+    """
+    try:
+        task = import_string(row.path).using(
+            priority=row.priority, queue_name=row.queue_name, run_after=row.run_after, backend=row.backend
+        )
+    # The last one is a function: the task that was made of it has another name.
+    except (ImportError, InvalidTask, InvalidTaskBackend, AttributeError) as error:
+        if task is None:
+            raise UnknownTask(f"{row} is unknown to this code: {error}") from error
     result = TaskResult(
         task=task,
         id=row.pk,
@@ -136,6 +159,18 @@ def change(result: TaskResult, **values: Any) -> None:
             EnqueuedTask.objects.filter(pk=result.id).update(**columns)
         except DatabaseError as error:
             logger.error("%s[%s] is not recorded as %s: %s", result.task.module_path, result.id, result.status, error)
+
+
+def close(task_id: str, error: BaseException) -> None:
+    """Record that the task with this id has failed, even if the code does not have the task."""
+    from .models import EnqueuedTask
+
+    told = error_of(error)
+    EnqueuedTask.objects.filter(pk=task_id, status=TaskResultStatus.READY).update(
+        status=TaskResultStatus.FAILED,
+        finished_at=timezone.now(),
+        errors=[{"exception_class_path": told.exception_class_path, "traceback": told.traceback}],
+    )
 
 
 def error_of(error: BaseException, traceback: str = "") -> TaskError:

@@ -296,13 +296,24 @@ def test_a_due_task_that_fails_is_told(calls):
     assert calls == [(1, 1)]
 
 
-def test_a_due_task_that_the_code_no_longer_has_waits_and_stops_no_other(calls, caplog):
-    for _ in range(2):
-        declared.add.using(run_after=later()).enqueue(1)
+@pytest.mark.parametrize(
+    "column",
+    [
+        {"path": "apps.gone.tasks.work"},
+        {"path": "tests.background.declared.gone"},
+        {"path": "tests.background.declared.Refused"},
+        {"backend": "gone"},
+    ],
+    ids=str,
+)
+def test_a_due_task_that_the_code_no_longer_has_waits_and_stops_no_other(calls, caplog, column):
+    results = [declared.add.using(run_after=later()).enqueue(1) for _ in range(2)]
     EnqueuedTask.objects.update(run_after=later(-1))
-    EnqueuedTask.objects.filter(pk=EnqueuedTask.objects.first().pk).update(path="apps.gone.tasks.work")
+    EnqueuedTask.objects.filter(pk=results[0].id).update(**column)
     assert run_due_tasks() == "Succeeded: 1.\n"
-    assert "apps.gone.tasks.work" in caplog.text
+    assert results[0].id in caplog.text
+    with pytest.raises(TaskResultDoesNotExist, match="unknown to this code"):
+        declared.add.get_result(results[0].id)
 
 
 def test_a_task_that_another_process_has_taken_is_not_run(calls, monkeypatch):

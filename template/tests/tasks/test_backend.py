@@ -20,7 +20,7 @@ from apps.background import Task, TaskResultStatus, records
 from apps.background.models import EnqueuedTask
 from apps.tasks.broker.priorities import broker_priority
 from apps.tasks.models import OutgoingTask
-from apps.tasks.sending.backend import WorkerBackend, record_revoked, register
+from apps.tasks.sending.backend import WorkerBackend, record_revoked, register, send_stored
 from apps.users.models import User
 from tests.background import declared
 
@@ -139,6 +139,17 @@ def test_what_waited_while_celery_was_off_is_sent_by_the_release(sent, settings)
     assert (name, args, options["task_id"], options["eta"]) == (f"{PATH}.add", [1], result.id, due)
 
 
+@pytest.mark.parametrize("column", [{"queue_name": "gone"}, {"path": f"{PATH}.gone"}, {"path": f"{PATH}.later"}])
+def test_what_waited_and_is_unknown_now_stops_no_release_and_no_other_task(sent, settings, caplog, column):
+    settings.TASKS = {"default": WORKERS | {"OPTIONS": {"immediate": True}}}
+    results = [declared.add.using(run_after=timezone.now() + timedelta(seconds=60)).enqueue(1) for _ in range(2)]
+    EnqueuedTask.objects.filter(pk=results[0].id).update(**column)
+    settings.TASKS = {"default": WORKERS | {"QUEUES": ["default"]}}
+    assert send_stored() == 1
+    assert [options["task_id"] for *_, options in sent] == [results[1].id]
+    assert results[0].id in caplog.text and row(results[0]).waits_here
+
+
 def test_the_backend_supports_what_it_says():
     assert all(getattr(WorkerBackend, f"supports_{what}") for what in ("async_task", "defer", "get_result", "priority"))
 
@@ -222,6 +233,19 @@ def test_a_killed_task_is_recorded_as_failed_once(sent):
         register(declared.add).record_end(request_of(result), TimeLimitExceeded(300), "killed")
     result.refresh()
     assert (result.status, [error.exception_class for error in result.errors]) == ("FAILED", [TimeLimitExceeded])
+
+
+@pytest.mark.parametrize("column", [{"queue_name": "gone"}, {"backend": "gone"}, {"path": f"{PATH}.gone"}])
+def test_a_row_that_names_what_is_gone_keeps_no_task_from_running_and_from_failing(sent, settings, column):
+    settings.TASKS = {"default": WORKERS | {"QUEUES": ["default"]}}
+    for run in (
+        lambda result: register(declared.add).apply(args=[1], task_id=result.id, headers={"enqueued": result.id}),
+        lambda result: register(declared.add).record_end(request_of(result), TimeLimitExceeded(300)),
+    ):
+        result = declared.add.enqueue(1)
+        EnqueuedTask.objects.filter(pk=result.id).update(**column)
+        run(result)
+    assert sorted(EnqueuedTask.objects.values_list("status", flat=True)) == ["FAILED", "SUCCESSFUL"]
 
 
 def test_a_revoked_task_is_recorded_as_failed(sent):

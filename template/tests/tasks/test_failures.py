@@ -16,13 +16,14 @@ from celery.app.trace import trace_task
 from celery.exceptions import Ignore, Reject, Retry, TimeLimitExceeded, WorkerLostError
 from celery.worker import state
 from django.core.management import CommandError, call_command
-from django.db import DatabaseError
+from django.db import DatabaseError, InterfaceError
 from django.urls import reverse
 from django.utils import timezone
 from kombu import Message
 from kombu.exceptions import OperationalError
 from kombu.serialization import dumps
 
+from apps.background.models import EnqueuedTask
 from apps.tasks.console.tasks import prune_failed_tasks
 from apps.tasks.models import FailedTask, OutgoingTask, ReturnedTask
 from apps.tasks.sending import deliveries
@@ -192,6 +193,24 @@ def test_a_message_stays_until_the_row_is_written(make_request, later, monkeypat
     assert FailedTask.objects.exists()
 
 
+def test_a_mistake_in_what_records_the_end_holds_no_message(make_request, later, monkeypatch, caplog):
+    request = make_request()
+    monkeypatch.setattr(ship, "record_end", Mock(side_effect=ValueError("a mistake")), raising=False)
+    request.on_failure(raised(ValueError("no address")), return_ok=True)
+    assert request.gone == ["acknowledged"] and not later
+    assert FailedTask.objects.exists() and "a mistake" in caplog.text
+
+
+def test_a_database_that_is_away_when_the_end_is_recorded_is_waited_for(make_request, later, monkeypatch):
+    request = make_request()
+    recorded = Mock(side_effect=[InterfaceError("connection already closed"), None])
+    monkeypatch.setattr(ship, "record_end", recorded, raising=False)
+    request.on_failure(raised(ValueError()), return_ok=True)
+    assert request.gone == [] and not FailedTask.objects.exists()
+    later.pop()()
+    assert request.gone == ["acknowledged"] and FailedTask.objects.exists()
+
+
 def test_a_task_that_lost_its_process_is_sent_again(make_request, published):
     request = make_request(retries=1)
     request.on_failure(raised(WorkerLostError("signal 9")))
@@ -234,6 +253,22 @@ def consumer(monkeypatch):
     consumer = object.__new__(failures.RecordingConsumer)
     consumer.pool, consumer.task_consumer = SimpleNamespace(), None
     return consumer
+
+
+@pytest.mark.parametrize("status, then", [("READY", "FAILED"), ("SUCCESSFUL", "SUCCESSFUL")])
+def test_a_task_of_the_framework_that_no_worker_knows_has_failed_in_its_row_too(
+    consumer, make_request, monkeypatch, status, then
+):
+    monkeypatch.setattr(failures.Consumer, "on_unknown_task", lambda self, body, message, error: None)
+    consumer.hostname = "celery@here"
+    for each in ("some-id", "another"):
+        EnqueuedTask.objects.create(
+            id=each, path="apps.gone", backend="default", priority=0, enqueued_at=timezone.now(), status=status
+        )
+    message = make_request(enqueued="some-id")._message
+    consumer.on_unknown_task(None, message, KeyError("apps.gone"))
+    assert {row.pk: row.status for row in EnqueuedTask.objects.all()} == {"some-id": then, "another": status}
+    assert "NotRegistered" in FailedTask.objects.get().exception
 
 
 def test_a_task_that_was_written_to_a_process_is_kept_and_one_that_waits_is_not(consumer):

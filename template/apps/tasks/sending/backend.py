@@ -4,6 +4,7 @@ Each task is registered under its dotted path and is sent as a ProjectTask, so w
 sent on commit, waits in the outbox while the broker is down, and leaves a row if it fails for good.
 """
 
+import logging
 import sys
 from contextlib import suppress
 from functools import wraps
@@ -32,6 +33,8 @@ from apps.tasks.broker.priorities import broker_priority
 from apps.web import clock
 
 from .task import RetryingTask
+
+logger = logging.getLogger(__name__)
 
 # The part of a task's time limit after which it may clean up.
 SOFT_PART = 0.9
@@ -109,7 +112,7 @@ class BackgroundTask(RetryingTask):
         """
         if has_row(request):
             try:
-                return records.load(request.id)
+                return records.load(request.id, self.django_task)
             except TaskResultDoesNotExist:
                 # Rows are only deleted by people, and long after their task has finished.
                 raise Ignore("Its row was deleted: it was cancelled, or has ended long ago.") from None
@@ -185,14 +188,22 @@ def send(result: TaskResult) -> None:
 
 
 def send_stored() -> int:
-    """Send the tasks that were enqueued to run later while there was no worker. Return how many there were."""
+    """Send the tasks that were enqueued to run later while there was no worker. Return how many were sent.
+
+    A task that the code does not have waits on, and the log names it.
+    """
     from apps.background.models import EnqueuedTask
 
     sent = 0
     for row in EnqueuedTask.objects.filter(waits_here=True, status=TaskResultStatus.READY):
+        try:
+            result = records.result_of(row)
+        except records.UnknownTask as error:
+            logger.error("A task waits on: %s", error)
+            continue
         with transaction.atomic():
             if EnqueuedTask.objects.filter(pk=row.pk, waits_here=True).update(waits_here=False):
-                send(records.result_of(row))
+                send(result)
                 sent += 1
     return sent
 

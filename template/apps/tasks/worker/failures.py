@@ -28,8 +28,10 @@ from celery.worker import state
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
 from django.conf import settings
+from django.db import Error as DatabaseProblem
 from kombu import Message
 
+from apps.background.records import close
 from apps.tasks.sending.deliveries import WorkerKiller
 from apps.tasks.sending.outbox import forget
 
@@ -83,7 +85,7 @@ class RecordingRequest(Request):
 
         def write() -> None:
             if record_end:
-                record_end(Context(self._request_dict), error, traceback)
+                self._record_end(record_end, error, traceback)
             if is_kept and not self.has_row:
                 write_row(self._message, error, traceback, self._hostname)
                 self.has_row = True
@@ -91,6 +93,16 @@ class RecordingRequest(Request):
                 forget(outgoing)
 
         once_written(self.humaninfo(), write, finish)
+
+    def _record_end(self, record_end: Callable[..., None], error: BaseException, traceback: str) -> None:
+        """Let the task record its end. Only a database that is away may delay what follows."""
+        try:
+            record_end(Context(self._request_dict), error, traceback)
+        except DatabaseProblem:
+            raise
+        except Exception:
+            # For example, a receiver of `task_finished` has a mistake, which the next attempt would meet again.
+            logger.exception("%s has failed, and what records its end has failed too.", self.humaninfo())
 
     def _is_end(self, error: BaseException) -> bool:
         """Return whether the task has failed, and will not run again."""
@@ -184,4 +196,11 @@ class RecordingConsumer(Consumer):
         self._give_up(message, exc, partial(super().on_decode_error, message, exc))
 
     def _give_up(self, message: Message, error: Exception, finish: Callable[[], None]) -> None:
-        once_written(task_id_of(message), partial(write_row, message, error, "", self.hostname), finish)
+        def write() -> None:
+            task_id = task_id_of(message)
+            # Otherwise a task of apps.background would be "ready" for ever.
+            if task_id == (message.headers or {}).get("enqueued"):
+                close(task_id, error)
+            write_row(message, error, "", self.hostname)
+
+        once_written(task_id_of(message), write, finish)
