@@ -473,10 +473,13 @@ def expected_features(answers: Answers) -> dict[str, Any]:
     return {
         "ai_chat": answers["use_ai_chat"],
         "asgi": answers["use_async"],
+        "author_email": answers["author_email"],
+        "author_name": answers["author_name"],
         "background_tasks": answers["use_background_tasks"],
         "broker": answers["celery_broker"] if celery else "",
         "celery": celery,
         "containers": answers["docker_mode"] == "full",
+        "description": answers["description"],
         "fly": "fly" in answers["deploy"],
         "flower": celery and answers["use_flower"],
         "gevent": gevent(answers),
@@ -486,8 +489,11 @@ def expected_features(answers: Answers) -> dict[str, Any]:
         "metrics": metrics(answers),
         "per_unit": answers["subscriptions"] == "per_unit",
         "pip": answers["package_manager"] == "pip",
+        "pool": answers["celery_pool"] if celery else "",
         "procfile": "procfile" in answers["deploy"],
         "production_compose": "compose" in answers["deploy"],
+        "project_name": answers["project_name"],
+        "project_slug": answers["project_slug"],
         "python_version": answers["python_version"],
         "rabbitmq": celery and answers["celery_broker"] == "rabbitmq",
         "redis": celery and answers["celery_broker"] == "redis",
@@ -633,7 +639,7 @@ OFFERED_SLUGS = [
     ("Email", "email_project"),
     ("Celery", "celery_project"),
     ("a" * 80, "a" * 40),
-    ("--x--", "x"),
+    ("--y--", "y"),
 ]
 
 
@@ -641,10 +647,11 @@ def validation_breaches(renderer: Renderer) -> Iterator[str]:
     """Yield a sentence for each example that a validator, or the slug's default, treats other than it should."""
     known = renderer.context(TEXTS | {name: question.get("default") for name, question in questions().items()})
 
-    def refused(name: str, value: Any, given: Mapping[str, Any] | None = None) -> str:
+    def refused(name: str, value: Any, given: Answers | None = None, recorded: Answers | None = None) -> str:
         conf = type(known["_copier_conf"])(data=given or {name: value})
-        said = renderer.string(questions()[name]["validator"], known | {name: value, "_copier_conf": conf})
-        return said.strip()
+        # A new project has no answers file, and so nothing that it records.
+        context = {key: known[key] for key in known.keys() - {"features"}} | (recorded or {})
+        return renderer.string(questions()[name]["validator"], context | {name: value, "_copier_conf": conf}).strip()
 
     for name in ("use_ai_chat", "use_async", "use_background_tasks", "use_celery", "use_flower", "use_metrics"):
         for answer in NEITHER_YES_NOR_NO:
@@ -675,6 +682,12 @@ def validation_breaches(renderer: Renderer) -> Iterator[str]:
             yield f"another slug than {slug} is offered for {name!r}"
         if refused("project_slug", slug):
             yield f"project_slug refuses {slug!r}"
+        if refused("project_slug", slug, recorded={"features": {"project_slug": slug}}):
+            yield f"an update refuses {slug!r} for {slug}"
+        if "an update cannot rename it" not in refused(
+            "project_slug", slug, recorded={"features": {"project_slug": "x"}}
+        ):
+            yield f"an update takes {slug!r} for x"
     for pool, has_chat in itertools.product(("prefork", "threads", "gevent"), (False, True)):
         said = renderer.string(
             questions()["celery_pool"]["validator"], known | {"celery_pool": pool, "use_ai_chat": has_chat}

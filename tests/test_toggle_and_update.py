@@ -4,7 +4,9 @@ import itertools
 import random
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,61 @@ def test_on_and_off_again_equals_fresh(project, render, by_hand):
     assert difference(template.tree(made), fresh(made, render)) == []
     toggle(made, by_hand, use_celery=False)
     assert difference(template.tree(made), off) == []
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"celery_pool": "threads"},
+        {
+            "project_name": "Zebra",
+            "description": "Rents zebras.",
+            "author_name": "Zoe",
+            "author_email": "zoe@example.com",
+        },
+        *(
+            pytest.param({name: template.SWITCHES[name][1]}, marks=pytest.mark.slow)
+            for name in sorted(template.SWITCHES.keys() - {"celery_pool", "deploy"})
+        ),
+    ],
+    ids=label,
+)
+def test_each_answer_that_is_edited_by_hand_reaches_the_project(project, render, answers):
+    made = project(deploy=["compose", "procfile"])
+    toggle(made, by_hand=True, **answers)
+    assert difference(template.tree(made), fresh(made, render)) == []
+
+
+def test_an_update_renames_no_package(project):
+    made = project()
+    for change in (partial(template.update, made, project_slug="zebra"), partial(by_hand_only, made)):
+        with pytest.raises(Exception, match="an update cannot rename it"):
+            change()
+        template.git(made, "reset", "--hard")
+        assert not (made / "zebra").exists() and (made / "acme/settings.py").exists()
+
+
+def by_hand_only(project: Path) -> None:
+    """Rename the package in the answers file, which is how an answer is changed otherwise."""
+    edit_answers_file(project, project_slug="zebra")
+    update_from_answers_file(project)
+
+
+def test_the_edits_in_files_that_went_are_found_in_a_folder_of_a_larger_repository(template_repo, tmp_path):
+    made = template.copy(template_repo, tmp_path / "backend", **template.DEFAULTS)
+    template.git(tmp_path, "init")
+    template.commit_all(tmp_path, "Start")
+    with (made / "acme/tasks.py").open("a") as file:
+        file.write("MINE = 1\n")
+    template.commit_all(tmp_path, "Edit")
+    template.update(made, use_celery=False)
+    for text in (
+        (template.ROOT / "docs/how-to/update.md").read_text(),
+        (template.ROOT / "includes/messages.jinja").read_text(),
+    ):
+        [command] = re.findall(r"git diff [^`\n]*--diff-filter=D \| xargs .*", text)
+        done = subprocess.run(["bash", "-c", command], cwd=made, capture_output=True, text=True, check=True)
+        assert "+MINE = 1" in done.stdout
 
 
 @pytest.mark.parametrize("forcing", FORCING, ids=label)

@@ -1,4 +1,4 @@
-"""The two example tasks in SCHEDULED_TASKS. Replace them with your own, or write yours in the `tasks.py` of an app."""
+"""The two example tasks in SCHEDULED_TASKS. This file goes with Celery, so write yours in the `tasks.py` of an app."""
 
 import logging
 
