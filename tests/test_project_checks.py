@@ -185,6 +185,41 @@ def test_a_project_with_everything_but_async_passes_its_own_tests(python_of_ever
     assert re.search(r"^=+ \d+ passed(, \d+ warnings?)? in ", output, re.MULTILINE), output[-3000:]
 
 
+OWNERS_SETTINGS = """
+SHOP_CURRENCY = env.text("SHOP_CURRENCY", "EUR")
+SCHEDULED_TASKS = {name: entry for name, entry in SCHEDULED_TASKS.items() if entry["task"].startswith("apps.")}
+"""
+
+
+def test_a_project_passes_its_own_tests_with_what_every_owner_changes(python_of_everything, template_repo, tmp_path):
+    project = template.copy(template_repo, tmp_path / "acme", **template.EVERYTHING)
+    replace_in(project / "acme/settings.py", 'LANGUAGE_CODE = "en-us"', 'LANGUAGE_CODE = "de"')
+    (project / "acme/settings.py").open("a").write(OWNERS_SETTINGS)
+    (project / ".env.example").open("a").write("# SHOP_CURRENCY=EUR\n")
+    # The example is replaced, as its first line says.
+    (project / "acme/tasks.py").write_text('"""Mine."""\n')
+    output = run(project, python_of_everything, "-m", "pytest", "tests", "--ignore=tests/metrics", seconds=1800)
+    assert re.search(r"^=+ \d+ passed, 1 skipped(, \d+ warnings?)? in ", output, re.MULTILINE), output[-3000:]
+
+
+@pytest.mark.parametrize(
+    "answers", [template.EVERYTHING, template.EVERYTHING | {"docker_mode": "services"}], ids=template.label
+)
+def test_every_variable_of_the_example_has_its_nonsense(render, answers):
+    project = render(**answers)
+    offered = set(re.findall(r"^(?:# )?([A-Z_]+)=", (project / ".env.example").read_text(), re.MULTILINE))
+    containers = "".join(file.read_text() for file in project.glob("*compose.yml"))
+    told = {
+        ast.literal_eval(name)
+        for file in project.glob("tests/*/test_*.py")
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.AnnAssign) and node.target.id == "NONSENSE"
+        for name in node.value.keys
+    }
+    # Compose reads this one by itself.
+    assert told and offered - set(re.findall(r"\$\{([A-Z_]+)", containers)) - told - {"COMPOSE_PROFILES"} == set()
+
+
 @pytest.mark.slow
 def test_a_project_passes_its_own_tests_without_time_zones_in_a_place_with_summer_time(
     python_of_everything, template_repo, tmp_path

@@ -1,6 +1,5 @@
 """The panel on the home page starts a task, follows it, and says what hinders it."""
 
-from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +14,10 @@ from kombu.exceptions import OperationalError
 from apps.tasks.console import views
 from apps.users.models import User
 from apps.web import home
+
+example_tasks = pytest.importorskip(f"{current_app.main}.tasks")
+if not hasattr(example_tasks, "add"):
+    pytest.skip("The example that the panel runs has been replaced.", allow_module_level=True)
 
 HTMX = {"HX-Request": "true"}
 # The time at which a result is asked for.
@@ -41,11 +44,6 @@ def no_broker(monkeypatch):
         raise OperationalError("Connection refused")
 
     monkeypatch.setattr("celery.Task.delay", refuse)
-
-
-@pytest.fixture
-def example_tasks():
-    return import_module(f"{current_app.main}.tasks")
 
 
 @pytest.fixture
@@ -164,7 +162,7 @@ def test_production_shows_it_to_staff_only(client, run, ask, settings, eager):
     assert "Run a task" in client.get(reverse("web:home")).content.decode()
 
 
-def test_the_home_page_survives_the_end_of_the_example(client, run, example_tasks, monkeypatch):
+def test_the_home_page_survives_the_end_of_the_example(client, run, monkeypatch):
     monkeypatch.delattr(example_tasks, "add")
     page = client.get(reverse("web:home")).content.decode()
     assert "Background tasks" in page and "Run a task" not in page

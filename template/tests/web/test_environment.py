@@ -1,8 +1,6 @@
 """Variables: what cannot be used is told in a sentence, and what looks unusual but is not is taken as it is meant."""
 
 import os
-import re
-from importlib import import_module
 from unittest import mock
 
 import pytest
@@ -130,22 +128,6 @@ NONSENSE: Table = {
 @pytest.mark.parametrize(("name", "value", "words"), rows(NONSENSE))
 def test_a_value_that_cannot_be_used_is_told_in_a_sentence(tmp_path, name, value, words):
     assert_told(tmp_path, name, value, words)
-
-
-def test_every_variable_of_the_example_has_its_nonsense(settings):
-    """Another one needs a row, in the table above or in one like it in the tests of its app."""
-    example = (settings.BASE_DIR / ".env.example").read_text()
-    offered = set(re.findall(r"^(?:# )?([A-Z_]+)=", example, re.MULTILINE))
-    of_containers = {
-        name
-        for file in settings.BASE_DIR.glob("*compose.yml")
-        for name in re.findall(r"\$\{([A-Z_]+)", file.read_text())
-    }
-    files = (settings.BASE_DIR / "tests").glob("*/test_*.py")
-    names = [f"tests.{file.parent.name}.{file.stem}" for file in files if "\nNONSENSE: Table = {" in file.read_text()]
-    told = set().union(*(import_module(name).NONSENSE for name in names))
-    # Compose reads this one by itself.
-    assert offered - of_containers - told - {"COMPOSE_PROFILES"} == set()
 
 
 def test_a_driver_that_is_not_installed_is_told(tmp_path, monkeypatch):
