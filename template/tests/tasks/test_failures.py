@@ -312,6 +312,16 @@ def test_only_messages_that_come_back_are_counted():
     assert not ReturnedTask.objects.exists()
 
 
+def test_a_task_that_is_retried_for_ever_outlives_any_number_of_stops(settings):
+    settings.LOST_WORKERS_PER_TASK = 3
+    for retries in range(6):
+        deliveries.count_return("a" * 255, retries)
+    # An attempt that comes back each time is given up none the less.
+    deliveries.count_return("a" * 255, 5)
+    with pytest.raises(deliveries.WorkerKiller):
+        deliveries.count_return("a" * 255, 5)
+
+
 @pytest.mark.parametrize("held_seconds, state", [(299, "SUCCESS"), (301, "REJECTED")])
 def test_a_message_that_was_held_too_long_to_run_in_time_goes_back(
     make_request, ten_minutes, monkeypatch, held_seconds, state

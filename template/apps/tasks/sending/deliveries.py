@@ -16,8 +16,11 @@ class WorkerKiller(Exception):
     """A task was given up, because the processes or the workers that ran it have died."""
 
 
-def count_return(task_id: str) -> None:
-    """Count a redelivery before the task is started again, and raise WorkerKiller after too many.
+def count_return(task_id: str, retries: int = 0) -> None:
+    """Count a redelivery before this attempt of the task is started, and raise WorkerKiller after too many.
+
+    Each retry begins at nought. Its message also comes back if a worker is stopped that only held it for its countdown,
+    so a task that is retried for ever would be given up after some deployments.
 
     A message is redelivered when the worker itself dies instead of a pool process: in a pool of threads or greenlets,
     where a task that crashes takes all others down with it, or when a container is stopped.
@@ -25,7 +28,7 @@ def count_return(task_id: str) -> None:
     now = timezone.now()
     try:
         returned, _ = ReturnedTask.objects.update_or_create(
-            task_id=task_id,
+            task_id=f"{task_id[:240]}:{retries}" if retries else task_id,
             defaults={"times": F("times") + 1, "last_returned_at": now},
             create_defaults={"times": 1, "last_returned_at": now},
         )

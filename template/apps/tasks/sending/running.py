@@ -118,7 +118,7 @@ class RunningTask(DjangoTask):
         from . import deliveries, outbox
 
         if was_redelivered(self.request):
-            deliveries.count_return(task_id)
+            deliveries.count_return(task_id, self.request.retries or 0)
         row_id = self.request.get("outgoing")
         if row_id and not outbox.is_open(row_id):
             raise Ignore("It has ended already, or was taken back.")
