@@ -639,7 +639,7 @@ OFFERED_SLUGS = [
     ("Email", "email_project"),
     ("Celery", "celery_project"),
     ("a" * 80, "a" * 40),
-    ("--y--", "y"),
+    ("--x--", "x"),
 ]
 
 
@@ -684,10 +684,9 @@ def validation_breaches(renderer: Renderer) -> Iterator[str]:
             yield f"project_slug refuses {slug!r}"
         if refused("project_slug", slug, recorded={"features": {"project_slug": slug}}):
             yield f"an update refuses {slug!r} for {slug}"
-        if "an update cannot rename it" not in refused(
-            "project_slug", slug, recorded={"features": {"project_slug": "x"}}
-        ):
-            yield f"an update takes {slug!r} for x"
+        other = {"features": {"project_slug": f"{slug}_before"}}
+        if "an update cannot rename it" not in refused("project_slug", slug, recorded=other):
+            yield f"an update takes {slug!r} for {slug}_before"
     for pool, has_chat in itertools.product(("prefork", "threads", "gevent"), (False, True)):
         said = renderer.string(
             questions()["celery_pool"]["validator"], known | {"celery_pool": pool, "use_ai_chat": has_chat}

@@ -1,6 +1,5 @@
 """Runs tasks in the process that enqueues them, after the commit."""
 
-import logging
 from functools import partial
 from typing import Any
 
@@ -11,8 +10,6 @@ from django.utils.crypto import get_random_string
 
 from . import execution, records
 from .framework import BaseTaskBackend, Task, TaskResult, TaskResultStatus, task_enqueued
-
-logger = logging.getLogger(__name__)
 
 IN_A_COROUTINE = "In a coroutine, call `await task.aenqueue(…)` instead of `task.enqueue(…)`."
 
@@ -85,12 +82,7 @@ def run_due() -> tuple[int, int]:
 
     counts = {TaskResultStatus.SUCCESSFUL: 0, TaskResultStatus.FAILED: 0, TaskResultStatus.READY: 0}
     ready = EnqueuedTask.objects.filter(status=TaskResultStatus.READY).exclude(run_after__gt=timezone.now())
-    for row in ready.order_by("run_after", "enqueued_at"):
-        try:
-            result = records.result_of(row)
-        except records.UnknownTask as error:
-            logger.error("A task waits on: %s", error)
-            continue
+    for result in records.known_results(ready.order_by("run_after", "enqueued_at")):
         if not records.is_kept(result) and not records.withdraw(result.id):
             continue
         result.task.get_backend().run(result)

@@ -1,6 +1,7 @@
 """The rows of enqueued tasks: written by whoever enqueues and runs them, and read by `get_result`."""
 
 import logging
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from time import monotonic
 from traceback import format_exception
@@ -139,16 +140,22 @@ def result_of(row: Any, task: Task | None = None) -> TaskResult:
     return result
 
 
+def known_results(rows: Iterable[Any]) -> Iterator[TaskResult]:
+    """Yield the results that the rows record. A task that the code does not have waits on, and the log names it."""
+    for row in rows:
+        try:
+            yield result_of(row)
+        except UnknownTask as error:
+            logger.error("A task waits on: %s", error)
+
+
 def change(result: TaskResult, **values: Any) -> None:
     """Change a result and its row. Nothing is raised: the outcome of the task does not depend on its record."""
     from .models import EnqueuedTask
 
     columns = dict(values)
     if "errors" in values:
-        columns["errors"] = [
-            {"exception_class_path": error.exception_class_path, "traceback": error.traceback}
-            for error in values["errors"]
-        ]
+        columns["errors"] = [_as_json(error) for error in values["errors"]]
     if "_return_value" in values:
         columns["return_value"] = columns.pop("_return_value")
     for name, value in values.items():
@@ -165,11 +172,10 @@ def close(task_id: str, error: BaseException) -> None:
     """Record that the task with this id has failed, even if the code does not have the task."""
     from .models import EnqueuedTask
 
-    told = error_of(error)
     EnqueuedTask.objects.filter(pk=task_id, status=TaskResultStatus.READY).update(
         status=TaskResultStatus.FAILED,
         finished_at=timezone.now(),
-        errors=[{"exception_class_path": told.exception_class_path, "traceback": told.traceback}],
+        errors=[_as_json(error_of(error))],
     )
 
 
@@ -181,6 +187,10 @@ def error_of(error: BaseException, traceback: str = "") -> TaskError:
     return TaskError(
         exception_class_path=f"{kind.__module__}.{kind.__qualname__}", traceback=text.replace("\x00", "\\x00")
     )
+
+
+def _as_json(error: TaskError) -> dict[str, str]:
+    return {"exception_class_path": error.exception_class_path, "traceback": error.traceback}
 
 
 def _prune_if_time() -> None:

@@ -4,7 +4,6 @@ Each task is registered under its dotted path and is sent as a ProjectTask, so w
 sent on commit, waits in the outbox while the broker is down, and leaves a row if it fails for good.
 """
 
-import logging
 import sys
 from contextlib import suppress
 from functools import wraps
@@ -33,8 +32,6 @@ from apps.tasks.broker.priorities import broker_priority
 from apps.web import clock
 
 from .task import RetryingTask
-
-logger = logging.getLogger(__name__)
 
 # The part of a task's time limit after which it may clean up.
 SOFT_PART = 0.9
@@ -195,14 +192,10 @@ def send_stored() -> int:
     from apps.background.models import EnqueuedTask
 
     sent = 0
-    for row in EnqueuedTask.objects.filter(waits_here=True, status=TaskResultStatus.READY):
-        try:
-            result = records.result_of(row)
-        except records.UnknownTask as error:
-            logger.error("A task waits on: %s", error)
-            continue
+    waiting = EnqueuedTask.objects.filter(waits_here=True, status=TaskResultStatus.READY)
+    for result in records.known_results(waiting):
         with transaction.atomic():
-            if EnqueuedTask.objects.filter(pk=row.pk, waits_here=True).update(waits_here=False):
+            if EnqueuedTask.objects.filter(pk=result.id, waits_here=True).update(waits_here=False):
                 send(result)
                 sent += 1
     return sent
