@@ -52,8 +52,8 @@ def nap(path: str) -> None:
 
 @pytest.fixture(scope="module")
 def complete(template_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with Celery and Flower, and a task that takes its time."""
-    return with_nap(installed(template_repo, tmp_path_factory.mktemp("complete")))
+    """A project with Celery and Flower, and a task that takes its time, in a folder that is no part of a URL."""
+    return with_nap(installed(template_repo, tmp_path_factory.mktemp("C# it's c++ 100%25?")))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import environ
 from django.conf import settings
@@ -370,17 +370,94 @@ def database(value: str, engine: str | None = None) -> dict[str, Any]:
         checked_url(value, *Env.DB_SCHEMES)
     elif not re.match("sqlite://(/|:memory:$|$)", value):
         raise Unusable("whose file is not named: three slashes stand before a relative path, four before another")
-    config = Env.db_url_config(value, engine=engine)
+    if "#" in value:
+        raise Unusable("which contains a #. Write it as %23")
+    address, _, query = value.partition("?")
+    # django-environ takes a plus sign for a space.
+    config = Env.db_url_config(address.replace("+", "%2B"), engine=engine)
+    if "%" in config.get("HOST", ""):
+        # The folder of a socket, as libpq writes it. Here, it has lost its capital letters.
+        config["HOST"] = unquote(urlsplit(address).netloc.rpartition("@")[2].partition(":")[0])
     if is_file and not Path(config["NAME"]).parent.is_dir():
         raise Unusable(f"whose folder {str(Path(config['NAME']).parent)!r} is not there")
-    if not (config["NAME"] or config.get("OPTIONS", {}).get("service")):
-        raise Unusable("which names no database: write postgres://user:password@host:5432/name")
     try:
         import_module(f"{config['ENGINE']}.base")
     except (ImportError, ImproperlyConfigured) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise Unusable(f"whose driver is not installed ({reason})") from None
+    config |= _database_options(value.partition(":")[0], query)
+    if not (config["NAME"] or config.get("OPTIONS", {}).get("service")):
+        raise Unusable("which names no database: write postgres://user:password@host:5432/name")
     return config
+
+
+def _database_options(scheme: str, query: str) -> dict[str, Any]:
+    """Return what the options in the URL add to a database in DATABASES."""
+    config: dict[str, Any] = {}
+    forms = _driver_options(scheme)
+    for name, text in parse_qsl(query, keep_blank_values=True):
+        is_djangos = name.upper() in DJANGOS_OPTIONS
+        form = DJANGOS_OPTIONS[name.upper()] if is_djangos else number_or_text if forms is None else forms.get(name)
+        if form is None:
+            # A text that is not an option name may be part of a password.
+            shown = f"the option {name}" if name.isidentifier() else "an option"
+            raise Unusable(f"which has {shown}, but the database has no such option")
+        try:
+            found = form(text)
+        except Unusable as error:
+            raise Unusable(f"whose option {name} is {text!r}, {error}") from None
+        if is_djangos:
+            config[name.upper()] = found
+        else:
+            config.setdefault("OPTIONS", {})[name] = found
+    if config.get("OPTIONS", {}).get("pool") and config.setdefault("CONN_MAX_AGE", 0) != 0:
+        raise Unusable("whose option conn_max_age must be 0, because the pool keeps the connections")
+    return config
+
+
+def _driver_options(scheme: str) -> Mapping[str, Callable[[str], Any]] | None:
+    """Return the options of a driver, each with its form, or None if any may be right."""
+    if scheme == "sqlite":
+        modes = one_of("DEFERRED", "EXCLUSIVE", "IMMEDIATE")
+        return {"init_command": str, "timeout": number, "transaction_mode": modes}
+    if scheme not in Env.POSTGRES_FAMILY:
+        return None
+    # A project with another database may have removed it.
+    from psycopg.pq import Conninfo
+
+    return {option.keyword.decode(): str for option in Conninfo.get_defaults()} | {
+        "assume_role": str,
+        "isolation_level": whole_number,
+        "pool": pool,
+        "prepare_threshold": whole_number,
+        "server_side_binding": yes_or_no,
+    }
+
+
+def number_or_text(value: str) -> int | str:
+    """Return the value of an option that may be of either kind."""
+    return int(value) if value.isdecimal() else value
+
+
+def pool(value: str) -> bool:
+    """Return whether to pool connections. Checks that the package for this is installed."""
+    if (is_wanted := yes_or_no(value)) and find_spec("psycopg_pool") is None:
+        raise Unusable("which needs the package psycopg-pool. Install psycopg[pool]")
+    return is_wanted
+
+
+def seconds_or_none(value: str) -> int | None:
+    """Return a number of seconds, or None for "none", which means forever."""
+    return None if value.lower() == "none" else whole_number(value, minimum=0)
+
+
+DJANGOS_OPTIONS: dict[str, Callable[[str], Any]] = {
+    "ATOMIC_REQUESTS": yes_or_no,
+    "AUTOCOMMIT": yes_or_no,
+    "CONN_HEALTH_CHECKS": yes_or_no,
+    "CONN_MAX_AGE": seconds_or_none,
+    "DISABLE_SERVER_SIDE_CURSORS": yes_or_no,
+}
 
 
 def cache(value: str, backend: str | None = None) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Variables: what cannot be used is told in a sentence, and what looks unusual but is not is taken as it is meant."""
 
 import os
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -73,6 +74,17 @@ NONSENSE: Table = {
         ("sqlite://db.sqlite3", "three slashes stand before a relative path"),
         ("sqlite:////is/not/there/db.sqlite3", "whose folder '/is/not/there' is not there"),
         ('"sqlite:///db.sqlite3"', "Write it without the quotes."),
+        ("sqlite:////C#/db.sqlite3", "which contains a #. Write it as %23"),
+        ("sqlite:///db.sqlite3?timeout=long", "whose option timeout is 'long', but must be a number"),
+        ("sqlite:///db.sqlite3?transaction_mode=LATER", "option transaction_mode is 'LATER', but must be one of "),
+        ("sqlite:///db.sqlite3?mode=ro", "which has the option mode, but the database has no such option"),
+        ("sqlite:///what?/db.sqlite3", "which has an option, but the database has no such option"),
+        ("postgres:///acme#1", "which contains a #. Write it as %23"),
+        ("postgres:///acme?atomic_requests=maybe", "whose option atomic_requests is 'maybe', but must be yes or no"),
+        ("postgres:///acme?conn_max_age=-1", "whose option conn_max_age is '-1', but must be a whole number, 0"),
+        ("postgres:///acme?conn_max_age=", "whose option conn_max_age is '', but must be a whole number"),
+        ("postgres:///acme?sllmode=require", "which has the option sllmode, but the database has no such option"),
+        (f"postgres:///acme?{SECRET}/1@127.0.0.1", "which has an option, but"),
     ],
     "DEBUG": YES_OR_NO,
     "DEFAULT_FROM_EMAIL": [
@@ -215,12 +227,59 @@ def test_the_level_of_the_log_may_be_in_small_letters(tmp_path):
         ("postgres://app:p@ss@one:5432,two:5433/acme", ("app", "p@ss", "one,two", "5432,5433", "acme")),
         ("postgres:///acme", ("", "", "", "", "acme")),
         ("sqlite://:memory:", (None, None, None, None, ":memory:")),
+        ("postgres://a+b:p+w@%2Fvar%2FRun%2Fsql:5433/c+d", ("a+b", "p+w", "/var/Run/sql", 5433, "c+d")),
+        ("postgres://%2Fvar%2Frun/acme", ("", "", "/var/run", "", "acme")),
         ("sqlite:///db.sqlite3", ("", "", "", "", "db.sqlite3")),
+        ("sqlite:///a+b%23%25%3F c", ("", "", "", "", "a+b#%? c")),
     ],
 )
 def test_the_database_is_that_of_the_url(tmp_path, url, parts):
     database = load_settings(tmp_path, DATABASE_URL=url)["DATABASES"]["default"]
     assert tuple(database.get(name) for name in ("USER", "PASSWORD", "HOST", "PORT", "NAME")) == parts
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("postgres:///acme?conn_max_age=0&atomic_requests=false", {"CONN_MAX_AGE": 0, "ATOMIC_REQUESTS": False}),
+        ("postgres:///acme?conn_max_age=None", {"CONN_MAX_AGE": None}),
+        ("postgres:///acme?conn_health_checks=0", {"CONN_HEALTH_CHECKS": False}),
+        ("sqlite:///db.sqlite3?ATOMIC_REQUESTS=on", {"ATOMIC_REQUESTS": True}),
+        ("postgres:///acme?sslmode=require&connect_timeout=1", {"sslmode": "require", "connect_timeout": "1"}),
+        ("postgres:///acme?options=-c%20search_path%3Da", {"options": "-c search_path=a", "connect_timeout": 5}),
+        ("postgres:///acme?server_side_binding=no", {"server_side_binding": False}),
+        ("postgres:///acme?isolation_level=4", {"isolation_level": 4}),
+        ("postgres:///acme?pool=false", {"pool": False}),
+        ("sqlite:///db.sqlite3?timeout=60", {"timeout": 60, "transaction_mode": "IMMEDIATE"}),
+        ("sqlite:///db.sqlite3?transaction_mode=DEFERRED", {"timeout": 20, "transaction_mode": "DEFERRED"}),
+    ],
+)
+def test_an_option_of_the_database_arrives(tmp_path, url, expected):
+    database = load_settings(tmp_path, DATABASE_URL=url, DATABASE_CONN_MAX_AGE="7")["DATABASES"]["default"]
+    assert database | database["OPTIONS"] | expected == database | database["OPTIONS"]
+
+
+def test_connections_are_pooled_where_the_package_for_it_is_installed(tmp_path, monkeypatch):
+    url = "postgres:///acme?pool=true"
+    monkeypatch.setattr("apps.web.environment.find_spec", lambda name: None)
+    assert "Install psycopg[pool]." in refusal(tmp_path, DATABASE_URL=url)
+    monkeypatch.setattr("apps.web.environment.find_spec", lambda name: name)
+    database = load_settings(tmp_path, DATABASE_URL=url, DATABASE_CONN_MAX_AGE="7")["DATABASES"]["default"]
+    assert (database["CONN_MAX_AGE"], database["OPTIONS"]["pool"]) == (0, True)
+    assert "whose option conn_max_age must be 0" in refusal(tmp_path, DATABASE_URL=f"{url}&conn_max_age=1")
+
+
+FOLDERS = ["C#", "c++", "100%25", "it's mine", "Проект", "a&b=c;d"]
+# Windows does not allow these.
+FOLDERS += ["what?", '"mine"', "sqlite:"] if os.name == "posix" else []
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_project_may_lie_in_a_folder_of_any_name(tmp_path, name):
+    folder = tmp_path / name / "acme"
+    folder.mkdir(parents=True)
+    loaded = load_settings(folder)
+    assert Path(loaded["DATABASES"]["default"]["NAME"]) == folder / "db.sqlite3"
 
 
 def test_the_mail_server_is_that_of_the_url(tmp_path):
