@@ -12,13 +12,14 @@ from django.conf import settings
 from django.utils.text import Truncator
 
 if TYPE_CHECKING:
-    from pydantic_ai import Agent, ModelMessage
+    from pydantic_ai import Agent, ModelMessage, ModelResponse
 
 NAME_INSTRUCTIONS = (
     "Give the conversation that begins with this message a name of two to five words, in its language. "
     "Answer with the name alone."
 )
 NAME_CHARACTERS = 60
+DETAIL_CHARACTERS = 1000
 ECHO = """**No model answers here yet**, so this is an echo. Name one in `DEFAULT_AI_MODEL` to talk to it.
 
 You said:
@@ -36,7 +37,15 @@ class Turn(NamedTuple):
 
 
 class ModelFailed(Exception):
-    """The model did not answer. The message is a sentence for the person who asked."""
+    """The model did not answer. The message is a sentence for the person who asked, `detail` is one for staff."""
+
+    def __init__(self, sentence: str, detail: str = "") -> None:
+        super().__init__(sentence)
+        self.detail = detail[:DETAIL_CHARACTERS]
+
+
+class CutShort(ModelFailed):
+    """The answer ended before it was complete. What it has said so far is worth keeping."""
 
 
 async def answer(turns: Sequence[Turn]) -> AsyncIterator[str]:
@@ -75,6 +84,20 @@ async def _answer_of_model(turns: Sequence[Turn]) -> AsyncIterator[str]:
         async with agent, agent.run_stream(turns[-1].text, message_history=_history(turns[:-1])) as result:
             async for piece in result.stream_text(delta=True, debounce_by=None):
                 yield piece
+            _check_complete(result.response)
+
+
+def _check_complete(response: "ModelResponse") -> None:
+    """Raise CutShort unless the model itself ended its response."""
+    reason = response.finish_reason
+    if reason == "length":
+        raise CutShort("The reply has reached the greatest length that is allowed here.")
+    if reason == "content_filter":
+        raise CutShort("The model's provider cut off the reply, because it does not allow the rest.")
+    # In place of a reason that OpenAI's API did not send, pydantic-ai reports "stop". The details show what was sent.
+    details = response.provider_details or {"finish_reason": reason}
+    if reason == "error" or not details.get("finish_reason"):
+        raise CutShort("The model's provider ended the reply before it was complete.")
 
 
 def _build_agent(instructions: str) -> "Agent":
@@ -102,15 +125,35 @@ def _failures_told() -> Iterator[None]:
     """Turn the errors of pydantic-ai into ModelFailed. The log shows them as its cause."""
     try:
         yield
-    except ImportError as error:
-        raise ModelFailed("The model cannot be asked: a package that it needs is not installed.") from error
-    except Exception as error:
-        from pydantic_ai import exceptions
-
-        if isinstance(error, exceptions.UserError):
-            raise ModelFailed("The model cannot be asked: it is not configured as it should be.") from error
-        if isinstance(error, exceptions.ModelHTTPError) and error.status_code == 429:
-            raise ModelFailed("The model is asked too much at the moment. Try again a little later.") from error
-        if isinstance(error, exceptions.AgentRunError):
-            raise ModelFailed("The model did not answer. Try again.") from error
+    except ModelFailed:
         raise
+    except ImportError as error:
+        sentence = "The model cannot be asked: a package that it needs is not installed."
+        raise ModelFailed(sentence, str(error)) from error
+    except Exception as error:
+        if sentence := _sentence_for(error):
+            raise ModelFailed(sentence, error.message) from error
+        raise
+
+
+def _sentence_for(error: Exception) -> str:
+    """Return what the person who asked can do, or who else can. Empty if the error is not one of pydantic-ai's."""
+    from pydantic_ai import exceptions
+
+    # An error may be of several kinds. The first one that fits counts.
+    sentences = {
+        exceptions.UserError: "The model cannot be asked: it is not configured as it should be.",
+        exceptions.ModelAuthenticationError: "The model cannot be asked: its provider does not accept the key.",
+        exceptions.ModelNotFoundError: "The model cannot be asked: its provider does not know it.",
+        exceptions.ModelQuotaExceededError: "The model cannot be asked: its provider's quota is used up.",
+        exceptions.ModelContextWindowExceededError: "The conversation is too long for the model. Start a new chat.",
+        exceptions.ModelRequestRejectedError: "The model's provider refused the question.",
+        exceptions.ModelRateLimitError: "The model is asked too much at the moment. Try again a little later.",
+        exceptions.ModelConnectionError: "The connection to the model failed. Try again a little later.",
+        exceptions.ContentFilterError: "The model's provider does not allow a reply to this. Ask in other words.",
+        exceptions.OutputTokenLimitExceeded: (
+            "The model used up its limit by thinking, before it wrote a word. Ask something simpler."
+        ),
+        exceptions.AgentRunError: "The model did not answer. Try again.",
+    }
+    return next((sentence for kind, sentence in sentences.items() if isinstance(error, kind)), "")

@@ -51,6 +51,7 @@ class Message(models.Model):
     state = models.CharField(max_length=10, choices=State.choices, default=State.DONE)
     text = models.TextField(blank=True)
     error = models.CharField(max_length=200, blank=True, help_text="What hindered the reply, in a sentence.")
+    detail = models.TextField(blank=True, help_text="What the model's provider said about it, for staff.")
     writer = models.UUIDField(null=True, help_text="The process that has claimed the reply.")
     updated_at = models.DateTimeField(default=timezone.now)
 

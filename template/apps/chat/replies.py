@@ -93,7 +93,9 @@ def ask_again(reply: Message) -> None:
     try:
         with transaction.atomic():
             use_allowance(reply.chat)
-            waits = ended.update(state=Message.State.WAITING, error="", writer=None, updated_at=timezone.now())
+            waits = ended.update(
+                state=Message.State.WAITING, error="", detail="", writer=None, updated_at=timezone.now()
+            )
             if not waits:
                 raise _busy()
     except IntegrityError as error:
@@ -167,9 +169,11 @@ async def write(draft: Draft) -> None:
         end = {"state": Message.State.DONE} if draft.text.strip() else _failure(WORDLESS)
     except TimeoutError:
         end = _failure(TOO_SLOW)
+    except ai.CutShort as error:
+        end = {"state": Message.State.STOPPED, "error": str(error)}
     except ai.ModelFailed as error:
         logger.warning("Reply %s failed: %s", draft.reply_id, error, exc_info=True)
-        end = _failure(str(error))
+        end = _failure(str(error)) | {"detail": error.detail}
     except Exception:
         logger.exception("Reply %s failed", draft.reply_id)
         end = _failure(FAILED)

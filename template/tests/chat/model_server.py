@@ -19,6 +19,10 @@ class ModelServer(ThreadingHTTPServer):
         self.words = ["Trains ", "are ", "**long**."]
         self.name = '"Trains of Europe"'
         self.status = 200
+        self.error = {"message": "refused"}
+        # How a reply ends: OpenAI's word for it, or None for a connection that is closed without one.
+        self.reason: str | None = "stop"
+        self.breaks_off = False
         self.seconds_per_word = 0.0
         self.requests: list[dict[str, Any]] = []
 
@@ -40,7 +44,7 @@ class Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.requests.append(asked)
         if self.server.status != 200:
-            self.send_json({"error": {"message": "refused"}}, self.server.status)
+            self.send_json({"error": self.server.error}, self.server.status)
         elif asked.get("stream"):
             self.send_words()
         else:
@@ -57,12 +61,15 @@ class Handler(BaseHTTPRequestHandler):
     def send_words(self) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
+        if self.server.breaks_off:
+            self.send_header("Content-Length", "1000000")
         self.end_headers()
         for word in self.server.words:
             time.sleep(self.server.seconds_per_word)
             self.send_event(json.dumps(completion("delta", {"role": "assistant", "content": word}, reason=None)))
-        self.send_event(json.dumps(completion("delta", {})))
-        self.send_event("[DONE]")
+        if self.server.reason and not self.server.breaks_off:
+            self.send_event(json.dumps(completion("delta", {}, self.server.reason)))
+            self.send_event("[DONE]")
 
     def send_event(self, data: str) -> None:
         self.wfile.write(f"data: {data}\n\n".encode())

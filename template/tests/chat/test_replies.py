@@ -9,10 +9,12 @@ import pytest
 pytest.importorskip("celery")
 
 from asgiref.sync import async_to_sync, sync_to_async
+from django.urls import reverse
 from django.utils import timezone
 
 from apps.chat import ai, replies
 from apps.chat.models import Chat, Message
+from apps.users.models import User
 
 
 @async_to_sync
@@ -111,6 +113,24 @@ def test_a_failure_is_told_in_a_sentence_and_what_there_is_stays(reply, answers,
     answers("Some ", failure)
     write(reply)
     assert end() == ("failed", "Some ", sentence)
+
+
+def test_a_reply_that_is_cut_short_keeps_its_text_says_so_and_can_be_asked_for_again(reply, answers, end):
+    answers("Some ", ai.CutShort("Too long."))
+    write(reply)
+    assert end() == ("stopped", "Some ", "Too long.")
+
+
+def test_only_staff_see_what_the_provider_said_and_another_attempt_forgets_it(page, user, chat, reply, answers):
+    answers(ai.ModelFailed("The model is ill.", "Key sk-1 is not valid."))
+    write(reply)
+    url = reverse("chat:chat", args=[chat.pk])
+    assert "The model is ill." in page.get(url).content.decode()
+    for is_staff in (False, True):
+        User.objects.update(is_staff=is_staff)
+        assert ("Key sk-1 is not valid." in page.get(url).content.decode()) == is_staff
+    replies.ask_again(reply)
+    assert not Message.objects.exclude(detail="").exists()
 
 
 def test_a_model_that_says_nothing_has_failed(reply, answers, end):

@@ -43,6 +43,7 @@ class Migration(migrations.Migration):
                 ('state', models.CharField(choices=[('waiting', 'Waiting'), ('writing', 'Writing'), ('done', 'Done'), ('stopped', 'Stopped'), ('failed', 'Failed')], default='done', max_length=10)),
                 ('text', models.TextField(blank=True)),
                 ('error', models.CharField(blank=True, help_text='What hindered the reply, in a sentence.', max_length=200)),
+                ('detail', models.TextField(blank=True, help_text="What the model's provider said about it, for staff.")),
                 ('writer', models.UUIDField(help_text='The process that has claimed the reply.', null=True)),
                 ('updated_at', models.DateTimeField(default=django.utils.timezone.now)),
                 ('chat', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='messages', to='chat.chat')),
