@@ -40,13 +40,14 @@ def write(renderer: template.Renderer, project: Path, **answers: Any) -> Path:
     return folder
 
 
-def autoscale(folder: Path) -> None:
+def use(folder: Path, *components: str) -> None:
     """Take the comment signs away, as the comment says."""
     kustomization = folder / "kustomization.yaml"
-    commented = "# components:\n#   - autoscaling\n"
     text = kustomization.read_text()
-    assert commented in text
-    kustomization.write_text(text.replace(commented, commented.replace("# ", "", 1).replace("#   ", "  ")))
+    for line in ("components:", *(f"  - {component}" for component in components)):
+        assert f"\n# {line}\n" in text
+        text = text.replace(f"\n# {line}\n", f"\n{line}\n")
+    kustomization.write_text(text)
 
 
 def build(folder: Path) -> list[Manifest]:
@@ -56,11 +57,11 @@ def build(folder: Path) -> list[Manifest]:
     return list(yaml.safe_load_all(done.stdout))
 
 
-def manifests(renderer: template.Renderer, project: Path, autoscaled: bool = False, **answers: Any) -> Manifests:
-    """Build the manifests of a project of these answers in an empty folder."""
+def manifests(renderer: template.Renderer, project: Path, *components: str, **answers: Any) -> Manifests:
+    """Build the manifests of a project of these answers, with these components, in an empty folder."""
     folder = write(renderer, project, **answers)
-    if autoscaled:
-        autoscale(folder)
+    if components:
+        use(folder, *components)
     by_kind: dict[str, dict[str, Manifest]] = {}
     for each in build(folder):
         by_kind.setdefault(each["kind"], {})[each["metadata"]["name"]] = each

@@ -78,10 +78,10 @@ def test_the_page_on_kubernetes_names_what_the_manifests_have(renderer, tmp_path
     files = renderer.project(template.DEFAULTS | {"deploy": ["kubernetes"]})
     release = re.findall("^#     (kubectl .*)$", files["deploy/kubernetes/kustomization.yaml"].decode(), re.MULTILINE)
     assert {*release} <= {*commands}
-    built = kubernetes.manifests(renderer, tmp_path, autoscaled=True).by_kind
+    built = kubernetes.manifests(renderer, tmp_path, "autoscaling", use_metrics=True).by_kind
     short = {"pdb": "poddisruptionbudget"}
     there = {f"{kind.lower()}/{name}" for kind, manifests in built.items() for name in manifests}
-    named = re.findall(r"\b([a-z]+)/([a-z]+)\b", " ".join(commands).replace("deploy/kubernetes", ""))
+    named = re.findall(r"(?<!\S)([a-z]+)/([a-z]+)(?!\S)", " ".join(commands).replace("deploy/kubernetes", ""))
     assert named and {f"{short.get(kind, kind)}/{name}" for kind, name in named} <= there
     [namespace] = {each["metadata"]["namespace"] for manifests in built.values() for each in manifests.values()}
     assert {*re.findall(r"--namespace=(\w+)", page)} == {namespace}

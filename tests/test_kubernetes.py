@@ -6,6 +6,8 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import kubernetes_validate
 import pytest
@@ -31,8 +33,8 @@ PROJECTS: dict[str, template.Answers] = {
 }
 # A project without Celery has no workers to scale.
 SCALED = {name: answers for name, answers in PROJECTS.items() if answers != template.OFF}
-# The oldest version whose schemas there are, and the newest.
-VERSIONS = ("1.25", "1.37")
+# The oldest version that has every field here, and the newest.
+VERSIONS = ("1.27", "1.37")
 
 
 @pytest.fixture(scope="module", params=PROJECTS)
@@ -47,7 +49,7 @@ def built(renderer, answers, tmp_path_factory) -> Manifests:
 
 @pytest.fixture(scope="module", params=SCALED)
 def scaled(renderer, request, tmp_path_factory) -> Manifests:
-    return kubernetes.manifests(renderer, tmp_path_factory.mktemp("scaled"), autoscaled=True, **SCALED[request.param])
+    return kubernetes.manifests(renderer, tmp_path_factory.mktemp("scaled"), "autoscaling", **SCALED[request.param])
 
 
 def trigger_fields(scaled: Manifests) -> list[dict[str, str]]:
@@ -69,7 +71,15 @@ def flaw(manifest: Manifest, version: str) -> str:
 
 def test_what_kustomize_makes_fits_the_schemas_of_kubernetes(built):
     everything = [each for kind in built.by_kind.values() for each in kind.values()]
-    assert {*built.by_kind} == {"Deployment", "Ingress", "Job", "PodDisruptionBudget", "Secret", "Service"}
+    assert {*built.by_kind} == {
+        "Deployment",
+        "Ingress",
+        "Job",
+        "NetworkPolicy",
+        "PodDisruptionBudget",
+        "Secret",
+        "Service",
+    }
     assert [found for each in everything for version in VERSIONS if (found := flaw(each, version))] == []
 
 
@@ -112,7 +122,10 @@ def test_each_process_of_the_project_has_its_manifest_and_no_other(built):
     assert {*built.by_kind["Job"]} == {"release"}
     # Nobody may take all of what there are several of at once.
     several = {name for name, process in built.processes.items() if process.get("count", 1) > 1}
-    assert {*built.by_kind["PodDisruptionBudget"]} == several
+    budgets = built.by_kind["PodDisruptionBudget"]
+    assert {*budgets} == several
+    # A pod that never becomes ready would keep its node from being drained for ever.
+    assert {budget["spec"]["unhealthyPodEvictionPolicy"] for budget in budgets.values()} == {"AlwaysAllow"}
 
 
 def test_each_process_is_started_and_stopped_as_everywhere(built):
@@ -168,7 +181,8 @@ def test_requests_get_from_the_ingress_to_the_port_of_the_web_server(built):
     assert path["backend"] == {"service": {"name": "web", "port": {"name": "http"}}}
     service = built.by_kind["Service"]["web"]["spec"]
     assert [(port["name"], port["targetPort"]) for port in service["ports"]] == [("http", "http")]
-    assert built.by_kind["Deployment"]["web"]["spec"]["template"]["metadata"]["labels"] == service["selector"]
+    labels = built.by_kind["Deployment"]["web"]["spec"]["template"]["metadata"]["labels"]
+    assert service["selector"].items() <= labels.items()
     [port] = built.pods["web"]["containers"][0]["ports"]
     assert port == {"name": "http", "containerPort": built.processes["web"]["port"]}
 
@@ -241,7 +255,56 @@ def test_a_changed_setting_replaces_the_pods(renderer, tmp_path):
     assert named().isdisjoint(before)
 
 
+PRUNING = re.compile(
+    r"^\$ kubectl delete (deployment/.*|scaledobject/.*) --namespace=acme --ignore-not-found$", re.MULTILINE
+)
+
+
+def test_the_how_to_names_all_that_stays_in_the_cluster_when_celery_is_switched_off(renderer, tmp_path):
+    def found(name: str, *components: str, **answers: Any) -> set[str]:
+        kinds = kubernetes.manifests(renderer, tmp_path / name, *components, **answers).by_kind
+        names = {"PodDisruptionBudget": "pdb"}
+        return {f"{names.get(kind, kind.lower())}/{each}" for kind in kinds if kind != "Secret" for each in kinds[kind]}
+
+    left = found("on", "autoscaling", use_metrics=True) - found("off", **template.OFF)
+    how_to = (template.ROOT / "docs/how-to/deploy-kubernetes.md").read_text()
+    assert {word for line in PRUNING.findall(how_to) for word in line.split()} == left
+
+
 # Safety ---------------------------------------------------------------------
+
+
+def test_other_pods_reach_the_web_server_and_nothing_else(built, answers):
+    [part_of] = {
+        each["metadata"]["labels"]["app.kubernetes.io/part-of"] for each in built.by_kind["Deployment"].values()
+    }
+    policies = {name: policy["spec"] for name, policy in built.by_kind["NetworkPolicy"].items()}
+    closed = policies.pop("closed")
+    assert closed == {
+        "podSelector": {"matchLabels": {"app.kubernetes.io/part-of": part_of}},
+        "policyTypes": ["Ingress"],
+    }
+    for owner in (*built.by_kind["Deployment"].values(), *built.by_kind["Job"].values()):
+        assert owner["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/part-of"] == part_of
+    opened = {name: [each["ports"] for each in policy["ingress"]] for name, policy in policies.items()}
+    metrics = {"worker": [[{"port": "metrics"}]]} if answers.get("use_metrics") else {}
+    assert opened == {"web": [[{"port": "http"}]]} | metrics
+    assert {name: policy["podSelector"] for name, policy in policies.items()} == {
+        name: {"matchLabels": {"app": name}} for name in opened
+    }
+
+
+def test_a_route_takes_the_place_of_the_ingress(renderer, tmp_path, answers):
+    made = kubernetes.manifests(renderer, tmp_path, "gateway", **answers)
+    assert "Ingress" not in made.by_kind
+    spec, [port] = made.by_kind["HTTPRoute"]["web"]["spec"], made.by_kind["Service"]["web"]["spec"]["ports"]
+    assert spec["rules"] == [{"backendRefs": [{"name": "web", "port": port["port"]}]}]
+    assert spec["hostnames"] == [settings(made)["ALLOWED_HOSTS"]]
+
+
+def test_a_release_that_does_not_end_gives_up(built):
+    spec = built.by_kind["Job"]["release"]["spec"]
+    assert (spec["activeDeadlineSeconds"], spec["backoffLimit"]) == (3600, 3)
 
 
 def test_no_container_can_do_more_than_a_process_of_the_project_needs(built):
@@ -331,15 +394,18 @@ def test_keda_counts_one_worker_for_as_many_waiting_tasks_as_it_runs_at_once(sca
         assert modifiers["formula"].split(" + ") == [trigger["name"] for trigger in spec["triggers"]]
 
 
-def test_keda_asks_rabbitmq_at_the_url_of_the_workers(renderer, tmp_path):
-    scaled = kubernetes.manifests(renderer, tmp_path, autoscaled=True, celery_broker="rabbitmq")
+def test_keda_asks_rabbitmq_for_the_tasks_that_wait_and_those_that_run(renderer, tmp_path):
+    scaled = kubernetes.manifests(renderer, tmp_path, "autoscaling", celery_broker="rabbitmq")
     [fields] = trigger_fields(scaled)
-    expected = {"hostFromEnv": "CELERY_BROKER_URL", "protocol": "amqp", "queueName": "celery", "mode": "QueueLength"}
-    assert {name: fields[name] for name in expected} == expected
+    # By AMQP, a queue has only the messages that wait.
+    expected = {"hostFromEnv": "KEDA_RABBITMQ_URL", "protocol": "http", "queueName": "celery", "mode": "QueueLength"}
+    assert {name: fields[name] for name in expected} == expected and "excludeUnacknowledged" not in fields
+    asked, sent_to = (urlsplit(settings(scaled)[name]) for name in ("KEDA_RABBITMQ_URL", "CELERY_BROKER_URL"))
+    assert asked.scheme == "http" and asked.netloc.removesuffix(":15672") == sent_to.netloc.removesuffix(":5672")
 
 
 def test_keda_asks_redis_where_the_workers_do(renderer, tmp_path):
-    scaled = kubernetes.manifests(renderer, tmp_path, autoscaled=True)
+    scaled = kubernetes.manifests(renderer, tmp_path, "autoscaling")
     variables = settings(scaled)
     for fields in trigger_fields(scaled):
         user, password = (variables[fields[f"{name}FromEnv"]] for name in ("username", "password"))
@@ -356,7 +422,8 @@ from apps.background import task
 def nothing():
     pass
 """
-# Sends with every priority of Django's tasks, and prints which lists the workers of the project take from.
+# Sends with every priority of Django's tasks, and prints which lists the workers of the project take from, and where
+# they record what they hold.
 SEND = """
 import json, django
 import acme.celery
@@ -368,14 +435,15 @@ for priority in range(-100, 101):
     nothing.using(priority=priority).enqueue()
 with current_app.connection_for_read() as connection:
     channel = connection.default_channel
-    print(json.dumps([channel._q_for_pri("celery", step) for step in channel.priority_steps]))
+    lists = [channel._q_for_pri("celery", step) for step in channel.priority_steps]
+    print(json.dumps([*lists, channel.unacked_key]))
 """
 
 
 @pytest.mark.run
 def test_keda_looks_at_the_very_lists_that_the_project_keeps_on_redis(renderer, template_repo, tmp_path):
-    scaled = kubernetes.manifests(renderer, tmp_path / "manifests", autoscaled=True)
-    lists = [fields["listName"] for fields in trigger_fields(scaled)]
+    scaled = kubernetes.manifests(renderer, tmp_path / "manifests", "autoscaling")
+    *lists, held = [fields["listName"] for fields in trigger_fields(scaled)]
     project, programs = installed(template_repo, tmp_path / "project", "3.13", "--no-dev")
     (project / "acme/trials.py").write_text(TRIALS)
     (tmp_path / "redis").mkdir()
@@ -386,7 +454,7 @@ def test_keda_looks_at_the_very_lists_that_the_project_keeps_on_redis(renderer, 
         client = [needed("redis-cli"), "-u", url, "--json"]
         keys = json.loads(run(tmp_path, *client, "KEYS", "*"))
         lengths = [json.loads(run(tmp_path, *client, "LLEN", key)) for key in lists]
-    assert lists == taken_from
+    assert [*lists, held] == taken_from
     # Nothing that the project has sent lies in another list. The bell only wakes workers.
     assert {key for key in keys if key.startswith("celery")} - {"celery\x06\x16bell"} == {*lists}
     assert min(lengths) > 0 and sum(lengths) == len(range(-100, 101))
