@@ -44,8 +44,8 @@ class PlanAdmin(admin.ModelAdmin):
 class SubscriptionAdmin(admin.ModelAdmin):
     """What Stripe said last. Make changes at Stripe; they arrive here by themselves."""
 
-    list_display = ["team", "status", "quantity", "current_period_end", "stripe_id"]
-    list_filter = ["status"]
+    list_display = ["team", "status", "quantity", "current_period_end", "stripe_id", "is_live"]
+    list_filter = ["status", "is_live"]
     search_fields = ["team__name", "stripe_id", "team__customer_id"]
 
     def has_add_permission(self, request: HttpRequest) -> bool:

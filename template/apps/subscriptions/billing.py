@@ -64,14 +64,24 @@ def checkout_url(team: Team, plan: Plan, email: str, done_url: str, back_url: st
     subscription.
     """
     team = _locked(team.pk)
-    api = client(retries=0).v1
-    if not team.customer_id:
-        # The same customer is used for each checkout, so that one portal shows everything that the team pays for.
-        team.customer_id = api.customers.create({"email": email, "name": team.name}).id
-        team.save(update_fields=["customer_id"])
-    for older in api.checkout.sessions.list({"customer": team.customer_id, "status": "open"}).auto_paging_iter():
-        api.checkout.sessions.expire(older.id)
-    session = api.checkout.sessions.create(
+    # The same customer is used for each checkout, so that one portal shows everything that the team pays for.
+    if team.customer_id:
+        try:
+            return _new_session(team, plan, done_url, back_url)
+        except stripe.InvalidRequestError as error:
+            if not is_customer_unknown(error):
+                raise
+            logger.warning("Stripe does not know %s, so team %s becomes a new customer", team.customer_id, team.pk)
+    team.customer_id = client(retries=0).v1.customers.create({"email": email, "name": team.name}).id
+    team.save(update_fields=["customer_id"])
+    return _new_session(team, plan, done_url, back_url)
+
+
+def _new_session(team: Team, plan: Plan, done_url: str, back_url: str) -> str:
+    sessions = client(retries=0).v1.checkout.sessions
+    for older in sessions.list({"customer": team.customer_id, "status": "open"}).auto_paging_iter():
+        sessions.expire(older.id)
+    session = sessions.create(
         {
             "mode": "subscription",
             "line_items": [{"price": plan.price_id, "quantity": units_of(team)}],
@@ -85,10 +95,24 @@ def checkout_url(team: Team, plan: Plan, email: str, done_url: str, back_url: st
     return session.url
 
 
-def portal_url(team: Team, back_url: str) -> str:
-    """Return the Stripe page on which the team changes its card or plan, reads invoices, or cancels."""
-    parameters = {"customer": team.customer_id, "return_url": back_url}
-    return client().v1.billing_portal.sessions.create(parameters).url
+def portal_url(subscription: Subscription, back_url: str) -> str:
+    """Return the Stripe page on which the team changes its card or plan, reads invoices, or cancels.
+
+    If somebody has deleted the customer at Stripe, which ends its subscriptions, this stores the end before it raises.
+    """
+    parameters = {"customer": subscription.team.customer_id, "return_url": back_url}
+    try:
+        return client().v1.billing_portal.sessions.create(parameters).url
+    except stripe.InvalidRequestError as error:
+        if is_customer_unknown(error):
+            refetch(subscription.stripe_id)
+        raise
+
+
+def is_customer_unknown(error: stripe.StripeError) -> bool:
+    """Return whether Stripe does not know the customer: it was deleted, or belongs to the other mode or account."""
+    is_missing = isinstance(error, stripe.InvalidRequestError) and error.code == "resource_missing"
+    return is_missing and error.param == "customer"
 
 
 def begun_by(team: Team, session_id: str) -> str | None:
@@ -124,7 +148,7 @@ def refetch(stripe_id: str) -> Subscription | None:
         found = max([found, *_others(found, team)], key=lambda one: _weight(one["status"]))
     team.customer_id = found["customer"]
     team.save(update_fields=["customer_id"])
-    return Subscription.objects.update_or_create(team=team, defaults=_fields(found))[0]
+    return Subscription.of_all_modes.update_or_create(team=team, defaults=_fields(found))[0]
 
 
 def doubtful() -> QuerySet[Subscription]:
@@ -144,7 +168,13 @@ def _ask(stripe_id: str) -> dict[str, Any]:
 
 def _others(found: dict[str, Any], team: Team) -> list[dict[str, Any]]:
     """Return the team's other subscriptions, because of two, it may have ended the one that was known here."""
-    of_customer = client(retries=0).v1.subscriptions.list({"customer": found["customer"]}).to_dict()["data"]
+    try:
+        of_customer = client(retries=0).v1.subscriptions.list({"customer": found["customer"]}).to_dict()["data"]
+    except stripe.InvalidRequestError as error:
+        # If somebody deletes a customer, all of its subscriptions end.
+        if is_customer_unknown(error):
+            return []
+        raise
     return [one for one in of_customer if (one.get("metadata") or {}).get("team") == str(team.pk)]
 
 
@@ -168,4 +198,5 @@ def _fields(found: dict[str, Any]) -> dict[str, Any]:
         "current_period_end": for_column(datetime.fromtimestamp(period_end, UTC)) if period_end else None,
         # The portal sets the date of the end. The flag is the older way to say the same.
         "ends_at_period_end": bool(found.get("cancel_at_period_end") or found.get("cancel_at")),
+        "is_live": found["livemode"],
     }

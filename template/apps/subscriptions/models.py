@@ -1,5 +1,6 @@
 """The plans on the pricing page, and what each team has subscribed to."""
 
+from django.conf import settings
 from django.db import models
 
 from apps.teams.models import Team
@@ -48,6 +49,23 @@ class Plan(models.Model):
         return f"{self.currency.upper()} {value:,.{shown}f}".removesuffix("." + "0" * decimals)
 
 
+class OfThisMode(models.Manager):
+    """The subscriptions in the mode of the key: in live mode, those of test mode do not count, and the reverse.
+
+    Without a key, all of them count.
+    """
+
+    def get_queryset(self) -> models.QuerySet["Subscription"]:
+        """Return the subscriptions that the key can see at Stripe."""
+        found = super().get_queryset()
+        return found.filter(is_live=is_live()) if settings.STRIPE_SECRET_KEY else found
+
+
+def is_live() -> bool:
+    """Return whether the key is one of live mode, which charges cards. https://docs.stripe.com/keys#test-live-modes"""
+    return "_test_" not in settings.STRIPE_SECRET_KEY
+
+
 class Subscription(models.Model):
     """What Stripe said last about the subscription of a team. Only `billing.refetch` writes it."""
 
@@ -77,7 +95,12 @@ class Subscription(models.Model):
     quantity = models.PositiveIntegerField()
     current_period_end = models.DateTimeField(null=True)
     ends_at_period_end = models.BooleanField(default=False)
+    is_live = models.BooleanField("live mode", default=False)
     updated_at = models.DateTimeField(auto_now=True)
+
+    # This one comes first, so the admin lists all of them.
+    of_all_modes = models.Manager()
+    objects = OfThisMode()
 
     def __str__(self) -> str:
         return f"{self.stripe_id} of {self.team}"
@@ -85,12 +108,17 @@ class Subscription(models.Model):
     @property
     def is_active(self) -> bool:
         """Whether the team may use what it pays for."""
-        return self.status in self.ACTIVE_STATUSES
+        return self.status in self.ACTIVE_STATUSES and self.is_of_this_mode
 
     @property
     def has_ended(self) -> bool:
         """Whether it has ended for good, so that the team may subscribe again."""
-        return self.status in self.ENDED_STATUSES
+        return self.status in self.ENDED_STATUSES or not self.is_of_this_mode
+
+    @property
+    def is_of_this_mode(self) -> bool:
+        """Whether the key can see it at Stripe."""
+        return not settings.STRIPE_SECRET_KEY or self.is_live == is_live()
 
     @property
     def plan(self) -> Plan | None:

@@ -6,6 +6,7 @@ from .webhook import webhook
 app_name = "subscriptions"
 urlpatterns = [
     path("pricing/", views.pricing, name="pricing"),
+    path("pricing/<int:plan_id>/", views.choose, name="choose"),
     path("stripe/webhook/", webhook, name="webhook"),
     path("teams/<int:team_id>/subscription/", views.team, name="team"),
     path("teams/<int:team_id>/subscription/checkout/<int:plan_id>/", views.checkout, name="checkout"),

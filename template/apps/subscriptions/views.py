@@ -25,7 +25,17 @@ logger = logging.getLogger(__name__)
 @require_safe
 def pricing(request: HttpRequest) -> HttpResponse:
     """Show the plans to everybody."""
-    return render(request, "subscriptions/pricing.html", _plans() | {"start_url": _start_url(request)})
+    return render(request, "subscriptions/pricing.html", _plans())
+
+
+@require_safe
+def choose(request: HttpRequest, plan_id: int) -> HttpResponse:
+    """Ask for which of the visitor's teams they choose the plan."""
+    plan = get_object_or_404(Plan, pk=plan_id, is_public=True)
+    subscribed = Subscription.objects.exclude(status__in=Subscription.ENDED_STATUSES).values("team")
+    owned = request.user.memberships.filter(role=Role.OWNER).select_related("team").order_by("team__name", "team_id")
+    context = {"plan": plan, "teams": [me.team for me in owned.exclude(team__in=subscribed)]}
+    return render(request, "subscriptions/choose.html", _plans() | context)
 
 
 @require_safe
@@ -56,9 +66,9 @@ def checkout(request: HttpRequest, team_id: int, plan_id: int) -> HttpResponse:
 def portal(request: HttpRequest, team_id: int) -> HttpResponse:
     """Send an owner to Stripe to change the card or the plan, read invoices, or cancel."""
     me = as_owner(request, team_id)
-    get_object_or_404(Subscription, team=me.team)
+    subscription = get_object_or_404(Subscription.objects, team=me.team)
     back_url = request.build_absolute_uri(reverse("subscriptions:team", args=[team_id]))
-    return _to_stripe(request, team_id, lambda: billing.portal_url(me.team, back_url))
+    return _to_stripe(request, team_id, lambda: billing.portal_url(subscription, back_url))
 
 
 @require_safe
@@ -84,13 +94,20 @@ def _to_stripe(request: HttpRequest, team_id: int, page: Callable[[], str]) -> H
     """Redirect to a Stripe page or, if there is none, back with a sentence."""
     try:
         return redirect(page())
-    except stripe.StripeError:
+    except stripe.StripeError as error:
         logger.exception("Stripe made no page for team %s", team_id)
-    if billing.is_configured():
-        messages.error(request, "Stripe does not answer as it should. Nothing was changed; try again later.")
-    else:
-        messages.error(request, "Billing is not configured.")
+        messages.error(request, _sentence_for(error))
     return redirect("subscriptions:team", team_id)
+
+
+def _sentence_for(error: stripe.StripeError) -> str:
+    if not billing.is_configured():
+        return "Billing is not configured."
+    if isinstance(error, billing.TRANSIENT_ERRORS):
+        return "Stripe does not answer as it should. Nothing was changed; try again later."
+    if billing.is_customer_unknown(error):
+        return "Stripe does not know the team any more. Choose a plan to begin again."
+    return "Stripe refused. Nothing was changed, and the log of the server says why."
 
 
 def _plans() -> dict[str, object]:
@@ -99,11 +116,3 @@ def _plans() -> dict[str, object]:
         "unit": UNIT,
         "is_configured": billing.is_configured(),
     }
-
-
-def _start_url(request: HttpRequest) -> str:
-    """Return where somebody who likes a plan continues: the sign-up page, the team, or the list of teams."""
-    if not request.user.is_authenticated:
-        return f"{reverse('account_signup')}?next={reverse('subscriptions:pricing')}"
-    owned = list(request.user.memberships.filter(role=Role.OWNER)[:2])
-    return reverse("subscriptions:team", args=[owned[0].team_id]) if len(owned) == 1 else reverse("teams:list")

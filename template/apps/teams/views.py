@@ -8,10 +8,11 @@ from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.mail import send_mail
 from django.db import transaction
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404, redirect, render
 from django.template.loader import render_to_string
 from django.urls import reverse
+from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
@@ -25,11 +26,13 @@ logger = logging.getLogger(__name__)
 
 @require_http_methods(["GET", "HEAD", "POST"])
 def team_list(request: HttpRequest) -> HttpResponse:
-    """Show the visitor's teams, or create a new one."""
+    """Show the visitor's teams, or create a new one and go on to the page that asked for it."""
     form = TeamForm(request.POST or None)
     if request.method == "POST" and form.is_valid():
         team = models.create_team(form.cleaned_data["name"], request.user)
-        return redirect("teams:team", team.pk)
+        next_url = request.GET.get("next", "")
+        is_ours = url_has_allowed_host_and_scheme(next_url, allowed_hosts=None)
+        return HttpResponseRedirect(next_url) if is_ours else redirect("teams:team", team.pk)
     memberships = request.user.memberships.select_related("team").order_by("team__name", "team_id")
     return render(request, "teams/list.html", {"memberships": memberships, "form": form})
 

@@ -33,6 +33,8 @@ class FakeStripe:
         self.failures: deque[int] = deque()
         self.delay_seconds = 0.0
         self.objects: dict[str, dict[str, Any]] = {}
+        # Customers that were deleted, or belong to another key.
+        self.unknown_customers: set[str] = set()
         # The checkouts that can still be paid.
         self.open_sessions: list[dict[str, Any]] = []
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"stripe": self}))
@@ -54,6 +56,7 @@ class FakeStripe:
             "id": f"sub_{number}",
             "object": "subscription",
             "customer": f"cus_{number}",
+            "livemode": False,
             "status": "active",
             "metadata": {"team": str(team_id)},
             "items": {"object": "list", "data": [item]},
@@ -65,7 +68,10 @@ class FakeStripe:
         if self.failures:
             return self.failures.popleft(), {"error": {"message": "No."}}
         if call.path == "/v1/customers":
-            return 200, {"id": "cus_1"}
+            return 200, {"id": f"cus_{[one.path for one in self.calls].count(call.path)}"}
+        if (customer := call.form.get("customer")) in self.unknown_customers:
+            error = {"code": "resource_missing", "param": "customer", "message": f"No such customer: '{customer}'"}
+            return 400, {"error": {"type": "invalid_request_error"} | error}
         if call.path == "/v1/checkout/sessions":
             return 200, self._checkout(call)
         if call.path == "/v1/subscriptions":
@@ -105,7 +111,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         form = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
-        call = Call(self.command, urlsplit(self.path).path, dict(parse_qsl(form)))
+        url = urlsplit(self.path)
+        call = Call(self.command, url.path, dict(parse_qsl(form or url.query)))
         self.stripe.calls.append(call)
         status, body = self.stripe.answer(call)
         time.sleep(self.stripe.delay_seconds)

@@ -10,7 +10,7 @@ from django.urls import reverse
 from apps.subscriptions import billing
 from apps.subscriptions.models import Plan, Subscription
 from apps.subscriptions.units import UNIT
-from apps.teams.models import Membership, Role, Team
+from apps.teams.models import Membership, Role, Team, create_team
 from apps.users.models import User
 
 UNCONFIGURED = "Billing is not configured"
@@ -98,10 +98,51 @@ def test_of_two_checkouts_only_the_later_one_can_be_paid(subscribe, stripe):
     assert first != second and [call.path for call in stripe.calls].count("/v1/customers") == 1
 
 
-def test_a_stripe_that_fails_is_told_on_the_page(subscribe, stripe, as_owner, page):
-    stripe.failures.append(500)
+@pytest.mark.parametrize(
+    ("status", "sentence"), [(500, "try again later"), (429, "try again later"), (400, "the log of the server says")]
+)
+def test_a_stripe_that_fails_is_told_on_the_page(subscribe, stripe, as_owner, page, status, sentence):
+    stripe.failures.append(status)
     assert subscribe().url == page
-    assert "Nothing was changed" in text(as_owner.get(page))
+    shown = text(as_owner.get(page))
+    assert "Nothing was changed" in shown and sentence in shown
+
+
+def test_a_customer_that_stripe_does_not_know_gets_a_new_one(subscribe, stripe, team):
+    subscribe()
+    stripe.unknown_customers.add("cus_1")
+    assert subscribe().url == "https://stripe.example/page"
+    assert stripe.calls[-1].form["customer"] == Team.objects.get(pk=team.pk).customer_id == "cus_2"
+
+
+def test_after_a_customer_was_deleted_the_team_can_choose_a_plan_again(as_owner, stripe, team, plan, page):
+    billing.refetch(stripe.subscribe(team.pk))
+    stripe.unknown_customers.add("cus_1")
+    stripe.subscribe(team.pk, status="canceled")
+    assert as_owner.post(f"{page}portal/").url == page
+    shown = text(as_owner.get(page))
+    assert "Choose a plan to begin again" in shown and "Subscribe</button>" in shown
+
+
+LIVE = "sk_live_1"
+
+
+@pytest.mark.parametrize(("key", "is_live", "counts"), [(LIVE, False, False), (LIVE, True, True), ("", True, True)])
+def test_a_subscription_counts_in_its_own_mode(as_owner, stripe, team, plan, page, settings, key, is_live, counts):
+    billing.refetch(stripe.subscribe(team.pk, livemode=is_live))
+    settings.STRIPE_SECRET_KEY = key
+    assert Team.objects.get().subscription.is_active == Subscription.objects.exists() == counts
+    assert ("<dt>Status</dt>" in text(as_owner.get(page))) == counts
+
+
+def test_from_test_to_live_the_team_subscribes_again(subscribe, stripe, team, settings):
+    billing.refetch(stripe.subscribe(team.pk, number=7))
+    settings.STRIPE_SECRET_KEY = LIVE
+    stripe.unknown_customers.add("cus_7")
+    assert subscribe().url == "https://stripe.example/page"
+    billing.refetch(stripe.subscribe(team.pk, number=2, livemode=True))
+    row = Subscription.of_all_modes.get()
+    assert (row.stripe_id, row.is_active) == ("sub_2", True)
 
 
 def test_back_from_the_checkout_the_subscription_is_there(as_owner, stripe, team, page):
@@ -156,13 +197,37 @@ def test_a_form_without_its_token_is_refused(owner, page, plan):
     assert client.post(f"{page}checkout/{plan.pk}/").status_code == 403
 
 
-def test_a_choice_leads_to_sign_up_to_the_team_or_to_the_list(client, owner, team, plan, page):
+@pytest.fixture
+def choice(plan):
+    return reverse("subscriptions:choose", args=[plan.pk])
+
+
+def test_a_choice_leads_visitors_to_the_sign_up_and_back(client, owner, choice):
     pricing = reverse("subscriptions:pricing")
-    assert reverse("account_signup") in text(client.get(pricing))
+    assert f'href="{reverse("account_signup")}?next={choice}"' in text(client.get(pricing))
     client.force_login(owner)
-    assert f'href="{page}"' in text(client.get(pricing))
-    team.memberships.update(role=Role.MEMBER)
-    assert f'class="button" href="{reverse("teams:list")}"' in text(client.get(pricing))
+    assert f'href="{choice}"' in text(client.get(pricing))
+
+
+def test_an_owner_of_several_teams_chooses_for_which_one_and_the_plan_is_kept(as_owner, stripe, owner, plan, choice):
+    teams = [create_team(f"Team {number}", owner) for number in (1, 2, 3)]
+    billing.refetch(stripe.subscribe(teams[0].pk))
+    shown = text(as_owner.get(choice))
+    offered = [reverse("subscriptions:checkout", args=[each.pk, plan.pk]) in shown for each in teams]
+    assert offered == [False, True, True]
+
+
+def test_who_owns_no_team_makes_one_and_comes_back(client, team, choice):
+    client.force_login(User.objects.create_user("jane@example.com"))
+    teams = f"{reverse('teams:list')}?next={choice}"
+    assert teams in text(client.get(choice))
+    assert client.post(teams, {"name": "Janes"}).url == choice
+    assert "Which team subscribes?" in text(client.get(choice))
+
+
+def test_a_plan_that_is_hidden_cannot_be_chosen(as_owner, plan, choice):
+    Plan.objects.update(is_public=False)
+    assert as_owner.get(choice).status_code == 404
 
 
 # The admin ------------------------------------------------------------------
@@ -198,6 +263,16 @@ def test_a_price_that_teams_pay_stays_a_plans(as_boss, stripe, team, plan, statu
     assert ('name="price_id"' not in page) == is_kept
     as_boss.post(reverse("admin:subscriptions_plan_delete", args=[plan.pk]), {"post": "yes"})
     assert Plan.objects.exists() == is_kept
+
+
+def test_from_test_to_live_a_plan_gets_another_price_and_rows_of_test_mode_can_go(
+    as_boss, stripe, team, plan, settings
+):
+    row = billing.refetch(stripe.subscribe(team.pk))
+    settings.STRIPE_SECRET_KEY = LIVE
+    assert 'name="price_id"' in text(as_boss.get(reverse("admin:subscriptions_plan_change", args=[plan.pk])))
+    as_boss.post(reverse("admin:subscriptions_subscription_delete", args=[row.pk]), {"post": "yes"})
+    assert not Subscription.of_all_modes.exists()
 
 
 def test_the_admin_shows_subscriptions_and_changes_none(as_boss, stripe, team):

@@ -1,4 +1,5 @@
 import django.db.models.deletion
+import django.db.models.manager
 from django.db import migrations, models
 
 
@@ -69,6 +70,7 @@ class Migration(migrations.Migration):
                 ("quantity", models.PositiveIntegerField()),
                 ("current_period_end", models.DateTimeField(null=True)),
                 ("ends_at_period_end", models.BooleanField(default=False)),
+                ("is_live", models.BooleanField(default=False, verbose_name="live mode")),
                 ("updated_at", models.DateTimeField(auto_now=True)),
                 (
                     "team",
@@ -76,6 +78,9 @@ class Migration(migrations.Migration):
                         on_delete=django.db.models.deletion.PROTECT, related_name="subscription", to="teams.team"
                     ),
                 ),
+            ],
+            managers=[
+                ("of_all_modes", django.db.models.manager.Manager()),
             ],
         ),
     ]
