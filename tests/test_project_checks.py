@@ -20,7 +20,16 @@ import pytest
 
 from tests import template
 from tests.browser import PATIENCE_SECONDS, free_port
-from tests.processes import freeze, installed, interpreter, needed, rabbitmq_server, redis_server, run
+from tests.processes import (
+    freeze,
+    installed,
+    interpreter,
+    needed,
+    postgresql_server,
+    rabbitmq_server,
+    redis_server,
+    run,
+)
 
 pytestmark = pytest.mark.run
 
@@ -183,6 +192,15 @@ def test_a_project_with_everything_but_async_passes_its_own_tests(python_of_ever
     assert "tests/chat/test_polling.py" in output
     # None is skipped.
     assert re.search(r"^=+ \d+ passed(, \d+ warnings?)? in ", output, re.MULTILINE), output[-3000:]
+
+
+def test_a_task_whose_value_postgresql_refuses_has_failed(on):
+    project, programs = on
+    tests = ("tests/background", "tests/tasks/test_backend.py", "tests/tasks/test_results.py")
+    chosen = "no_database_stores or whatever_its_text_contains"
+    with postgresql_server() as database:
+        # The test database outlives the connections of its threads, and the server ends with both.
+        run(project, programs / "python", "-m", "pytest", *tests, "-k", chosen, DATABASE_URL=database)
 
 
 OWNERS_SETTINGS = """

@@ -9,10 +9,10 @@ from .framework import (
     TaskContext,
     TaskResult,
     TaskResultStatus,
-    normalize_json,
     task_finished,
     task_started,
 )
+from .storable import as_json
 
 
 def begin(sender: type, result: TaskResult, worker_id: str) -> None:
@@ -31,10 +31,10 @@ def begin(sender: type, result: TaskResult, worker_id: str) -> None:
 def call(result: TaskResult) -> Any:
     """Call the function of the task, and return what it returns, as JSON. Raises what the function raises.
 
-    Raises TypeError or ValueError if the return value is not JSON.
+    Raises TypeError if the return value cannot be stored as JSON.
     """
     context = [TaskContext(task_result=result)] if result.task.takes_context else []
-    return normalize_json(result.task.call(*context, *result.args, **result.kwargs))
+    return as_json("The return value", result.task.call(*context, *result.args, **result.kwargs))
 
 
 def succeed(sender: type, result: TaskResult, value: Any) -> None:
@@ -49,11 +49,11 @@ def fail(sender: type, result: TaskResult, error: BaseException, traceback: str 
         result,
         status=TaskResultStatus.FAILED,
         finished_at=timezone.now(),
-        errors=[*result.errors, records.error_of(error, traceback)],
+        errors=records.errors_with(result, error, traceback),
     )
     task_finished.send(sender, task_result=result)
 
 
 def postpone(result: TaskResult, error: BaseException) -> None:
     """Record that an attempt has failed and that another one follows."""
-    records.change(result, status=TaskResultStatus.READY, errors=[*result.errors, records.error_of(error)])
+    records.change(result, status=TaskResultStatus.READY, errors=records.errors_with(result, error))

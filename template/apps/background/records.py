@@ -22,8 +22,14 @@ from .framework import (
     TaskResultStatus,
 )
 from .options import options_of
+from .storable import as_json, as_text
 
 logger = logging.getLogger(__name__)
+
+# What is kept of the errors of a task that is tried again and again: the latest ones, and of each traceback as many
+# characters of its beginning and of its end.
+KEPT_ERRORS = 20
+KEPT_CHARACTERS = 10_000
 
 # How often a process deletes the rows that are too old.
 PRUNE_SECONDS = 3600.0
@@ -31,7 +37,10 @@ _prune_again = 0.0
 
 
 def new_result(task: Task, task_id: str, args: Any, kwargs: Any) -> TaskResult:
-    """Return the result of a task that is about to be enqueued. Raises TypeError if an argument is not JSON."""
+    """Return the result of a task that is about to be enqueued.
+
+    Raises TypeError if an argument cannot be stored as JSON.
+    """
     return TaskResult(
         task=task,
         id=task_id,
@@ -40,8 +49,8 @@ def new_result(task: Task, task_id: str, args: Any, kwargs: Any) -> TaskResult:
         started_at=None,
         last_attempted_at=None,
         finished_at=None,
-        args=args,
-        kwargs=kwargs,
+        args=as_json("An argument", args),
+        kwargs=as_json("An argument", kwargs),
         backend=task.backend,
         errors=[],
         worker_ids=[],
@@ -179,14 +188,18 @@ def close(task_id: str, error: BaseException) -> None:
     )
 
 
+def errors_with(result: TaskResult, error: BaseException, traceback: str = "") -> list[TaskError]:
+    """Return the latest errors of a task, of which this exception is the last one."""
+    return [*result.errors, error_of(error, traceback)][-KEPT_ERRORS:]
+
+
 def error_of(error: BaseException, traceback: str = "") -> TaskError:
     """Return what is recorded of an exception, with its traceback unless that is given as text."""
     kind = type(error)
-    text = traceback or "".join(format_exception(error))
-    # PostgreSQL does not accept this character.
-    return TaskError(
-        exception_class_path=f"{kind.__module__}.{kind.__qualname__}", traceback=text.replace("\x00", "\\x00")
-    )
+    text = as_text(traceback or "".join(format_exception(error)))
+    if len(text) > 2 * KEPT_CHARACTERS:
+        text = f"{text[:KEPT_CHARACTERS]}\n…\n{text[-KEPT_CHARACTERS:]}"
+    return TaskError(exception_class_path=as_text(f"{kind.__module__}.{kind.__qualname__}"), traceback=text)
 
 
 def _as_json(error: TaskError) -> dict[str, str]:

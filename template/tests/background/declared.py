@@ -5,6 +5,15 @@ from apps.users.models import User
 
 calls = []
 
+# PostgreSQL refuses each of these, and SQLite only the surrogate and the numbers.
+WHAT_NO_DATABASE_STORES = {
+    "NUL": "a\x00b",
+    "surrogate": "\udfff",
+    "NaN": float("nan"),
+    "Infinity": float("inf"),
+    "in a key": {"a\x00b": 1},
+}
+
 
 class Refused(Exception):
     """What tasks raise here."""
@@ -37,6 +46,16 @@ def return_what_is_no_json():
 
 
 @task
+def return_what_no_database_stores(name):
+    return [WHAT_NO_DATABASE_STORES[name]]
+
+
+@task
+def fail_with(name):
+    raise Refused(WHAT_NO_DATABASE_STORES[name])
+
+
+@task
 def exit_at_once():
     raise SystemExit(3)
 
@@ -66,6 +85,11 @@ def succeed_at(context: TaskContext, wanted):
     if context.attempt < wanted:
         raise Refused(f"attempt {context.attempt}")
     return context.attempt
+
+
+@task(takes_context=True, retry_for=(Refused,), max_retries=None)
+def succeed_at_last(context: TaskContext, wanted):
+    return succeed_at.call(context, wanted)
 
 
 @task(durable=True)

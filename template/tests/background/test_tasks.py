@@ -129,6 +129,19 @@ def test_arguments_are_json():
     assert EnqueuedTask.objects.count() == 1
 
 
+@pytest.mark.parametrize("value", declared.WHAT_NO_DATABASE_STORES.values(), ids=ascii)
+def test_an_argument_that_no_database_stores_is_refused_at_once(value):
+    for arguments, named in (([value], {}), ([], {"x": [value]})):
+        with pytest.raises(TypeError, match="An argument cannot be stored as JSON: "):
+            declared.add.enqueue(*arguments, **named)
+    assert not EnqueuedTask.objects.exists()
+
+
+def test_an_escape_that_stands_for_itself_is_stored():
+    texts = ["\\u0000", "\\\\u0000", "C:\\users", "ü", "\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16")]
+    assert declared.double.enqueue(texts).return_value == texts * 2
+
+
 # Transactions ---------------------------------------------------------------
 
 
@@ -181,6 +194,31 @@ def test_a_failed_task_tells_its_error_and_raises_nothing(caplog):
 def test_whatever_ends_a_task_is_recorded(name, error):
     result = getattr(declared, name).enqueue()
     assert (result.status, [each.exception_class for each in result.errors]) == ("FAILED", [error])
+
+
+@pytest.mark.parametrize("name", declared.WHAT_NO_DATABASE_STORES)
+def test_a_value_that_no_database_stores_fails_its_task(name):
+    result = declared.return_what_no_database_stores.enqueue(name)
+    result.refresh()
+    [error] = result.errors
+    assert (result.status, error.exception_class) == ("FAILED", TypeError)
+    assert "The return value cannot be stored as JSON: " in error.traceback
+
+
+@pytest.mark.parametrize("name", declared.WHAT_NO_DATABASE_STORES)
+def test_an_error_whose_text_no_database_stores_is_recorded(name):
+    result = declared.fail_with.enqueue(name)
+    result.refresh()
+    assert (result.status, result.errors[0].exception_class) == ("FAILED", declared.Refused)
+
+
+def test_a_long_error_is_recorded_in_part():
+    try:
+        raise declared.Refused("x" * 10 * records.KEPT_CHARACTERS)
+    except declared.Refused as error:
+        text = records.error_of(error).traceback
+    assert len(text) < 3 * records.KEPT_CHARACTERS
+    assert text.startswith("Traceback") and "xxx\n…\nxxx" in text
 
 
 def test_ctrl_c_ends_the_process_and_not_the_task_alone():

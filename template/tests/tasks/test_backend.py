@@ -199,6 +199,23 @@ def test_whatever_ends_a_task_is_recorded(eager, name):
     assert result.status == TaskResultStatus.FAILED and len(result.errors) == 1
 
 
+@pytest.mark.parametrize("what", declared.WHAT_NO_DATABASE_STORES)
+@pytest.mark.parametrize(
+    ("name", "error"), [("return_what_no_database_stores", TypeError), ("fail_with", declared.Refused)]
+)
+def test_what_no_database_stores_fails_its_task(eager, name, error, what):
+    result = getattr(declared, name).enqueue(what)
+    result.refresh()
+    assert (result.status, [each.exception_class for each in result.errors]) == ("FAILED", [error])
+
+
+def test_a_task_that_is_tried_for_ever_keeps_its_latest_errors(eager):
+    result = declared.succeed_at_last.enqueue(records.KEPT_ERRORS + 5)
+    result.refresh()
+    assert (result.status, result.attempts, len(result.errors)) == ("SUCCESSFUL", 25, records.KEPT_ERRORS)
+    assert "attempt 24" in result.errors[-1].traceback and "attempt 5" in result.errors[0].traceback
+
+
 def test_without_a_row_the_attempts_are_counted_all_the_same(eager):
     assert declared.leave_nothing.enqueue(1).status == "READY"
     assert declared.calls == [1] and not EnqueuedTask.objects.exists()

@@ -6,7 +6,7 @@ pytest.importorskip("celery")
 
 from celery import chord, current_app, group, shared_task
 from celery.app.trace import trace_task
-from django_celery_results.models import ChordCounter
+from django_celery_results.models import ChordCounter, TaskResult
 
 from apps.tasks.sending import results
 
@@ -28,6 +28,11 @@ def weigh(number):
 def add_up(numbers): ...
 
 
+@shared_task(name="tests.results.refuse", ignore_result=False)
+def refuse(character):
+    raise ValueError(f"It is {character} refused.")
+
+
 @pytest.fixture
 def sent(monkeypatch):
     """Return the list of what is handed to the broker: the name of the task, its arguments and its options."""
@@ -46,6 +51,14 @@ def parts(sent):
     taken = [*sent]
     sent.clear()
     return taken
+
+
+@pytest.mark.parametrize("character", ["\x00", "\ud800"], ids=ascii)
+def test_an_error_is_told_whatever_its_text_contains(character):
+    trace_task(refuse, "error", [character], {}, {"id": "error", "delivery_info": {}}, app=current_app)
+    result = TaskResult.objects.get(task_id="error")
+    assert result.status == "FAILURE" and '"exc_type": "ValueError"' in result.result
+    assert "refuse(character)" not in result.traceback and "refused." in result.traceback
 
 
 def end(part, **request):

@@ -10,6 +10,8 @@ from django_celery_results.backends import DatabaseBackend
 from django_celery_results.backends.database import trigger_callback
 from django_celery_results.models import ChordCounter
 
+from apps.background.storable import as_text
+
 from .coroutines import call_where_queries_may_run
 from .message import was_redelivered
 
@@ -21,6 +23,12 @@ class ProjectBackend(DatabaseBackend):
     requested while other parts are still running, and never again. If a worker dies after the last count, the body is
     never requested either.
     """
+
+    def _store_result(
+        self, task_id: str, result: Any, status: str, traceback: str | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Store a result. A traceback with a character that PostgreSQL refuses must not take the place of the error."""
+        return super()._store_result(task_id, result, status, traceback and as_text(traceback), *args, **kwargs)
 
     def apply_chord(self, *args: Any, **kwargs: Any) -> None:
         """Record how many parts a chord has, even if a coroutine sends it."""
