@@ -8,6 +8,8 @@ from django.utils import timezone
 from django.utils.asyncio import async_unsafe
 from django.utils.crypto import get_random_string
 
+from apps.web import clock
+
 from . import execution, records
 from .framework import BaseTaskBackend, Task, TaskResult, TaskResultStatus, task_enqueued
 
@@ -47,7 +49,7 @@ class AfterCommitBackend(BaseTaskBackend):
         result = records.new_result(task, get_random_string(32), args, kwargs)
         is_deferred = task.run_after is not None and task.run_after > timezone.now()
         if records.is_kept(result) or is_deferred:
-            records.add(result, waits_here=is_deferred)
+            records.add(result, send_at=clock.at_once() if is_deferred else None)
         task_enqueued.send(type(self), task_result=result)
         if not is_deferred:
             transaction.on_commit(partial(self.run, result), robust=True)
@@ -70,16 +72,19 @@ class AfterCommitBackend(BaseTaskBackend):
             execution.fail(type(self), result, error)
         else:
             execution.succeed(type(self), result, value)
+        # The transaction of the page is over, so it does not wait for this.
+        records.prune_if_time()
 
 
 def run_due() -> tuple[int, int]:
     """Run the tasks that wait in the database and are due. Return how many succeeded, and how many failed.
 
-    Two processes that do this at once share the work. Tasks that were enqueued for other processes, none of which has
-    started them, are run as well.
+    The rows of tasks that finished too long ago are deleted first. Two processes that do this at once share the work.
+    Tasks that were enqueued for other processes, none of which has started them, are run as well.
     """
     from .models import EnqueuedTask
 
+    records.prune()
     counts = {TaskResultStatus.SUCCESSFUL: 0, TaskResultStatus.FAILED: 0, TaskResultStatus.READY: 0}
     ready = EnqueuedTask.objects.filter(status=TaskResultStatus.READY).exclude(run_after__gt=timezone.now())
     for result in records.known_results(ready.order_by("run_after", "enqueued_at")):

@@ -28,12 +28,14 @@ class EnqueuedTask(models.Model):
     worker_ids = models.JSONField(default=list, blank=True, help_text="One for each attempt.")
     errors = models.JSONField(default=list, blank=True, help_text="Of each attempt that failed.")
     return_value = models.JSONField(null=True, blank=True)
-    waits_here = models.BooleanField(default=False, help_text="Nothing but this row knows of the task.")
+    send_at = models.DateTimeField(
+        null=True, blank=True, help_text="When it is sent to a worker, because nothing but this row knows of it."
+    )
 
     class Meta:
         ordering = ["-enqueued_at"]
         indexes = [
-            models.Index(fields=["run_after"], condition=models.Q(waits_here=True), name="background_waiting"),
+            models.Index(fields=["send_at"], condition=models.Q(send_at__isnull=False), name="background_unsent"),
         ]
 
     def __str__(self) -> str:

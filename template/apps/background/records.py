@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from time import monotonic
 from traceback import format_exception
 from typing import Any
@@ -62,10 +62,10 @@ def is_kept(result: TaskResult) -> bool:
     return options_of(result.task).keep_result
 
 
-def add(result: TaskResult, *, waits_here: bool = False) -> None:
+def add(result: TaskResult, send_at: datetime | None = None) -> None:
     """Write the row of a task, in the transaction of the caller if there is one.
 
-    With `waits_here`, nothing else knows of the task until it is due.
+    With `send_at`, nothing else knows of the task, and it is sent to a worker at this time. The time is a column value.
     """
     from .models import EnqueuedTask
 
@@ -81,9 +81,18 @@ def add(result: TaskResult, *, waits_here: bool = False) -> None:
         kwargs=result.kwargs,
         status=result.status,
         enqueued_at=result.enqueued_at,
-        waits_here=waits_here,
+        send_at=send_at,
     )
-    _prune_if_time()
+
+
+def mark_sent(task_id: str) -> None:
+    """Record that more than the row knows of the task. Nothing is raised, because the task has been sent."""
+    from .models import EnqueuedTask
+
+    try:
+        EnqueuedTask.objects.filter(pk=task_id).update(send_at=None)
+    except DatabaseError as error:
+        logger.warning("It is not recorded that task %s was sent, so it may be sent again: %s", task_id, error)
 
 
 def claim(task_id: str) -> bool:
@@ -91,7 +100,7 @@ def claim(task_id: str) -> bool:
     from .models import EnqueuedTask
 
     ready = EnqueuedTask.objects.filter(pk=task_id, status=TaskResultStatus.READY)
-    return ready.update(status=TaskResultStatus.RUNNING, waits_here=False) > 0
+    return ready.update(status=TaskResultStatus.RUNNING, send_at=None) > 0
 
 
 def withdraw(task_id: str) -> bool:
@@ -162,7 +171,8 @@ def change(result: TaskResult, **values: Any) -> None:
     """Change a result and its row. Nothing is raised: the outcome of the task does not depend on its record."""
     from .models import EnqueuedTask
 
-    columns = dict(values)
+    # Whoever changes the result is running the task, so nobody has to send it.
+    columns = {"send_at": None, **values}
     if "errors" in values:
         columns["errors"] = [_as_json(error) for error in values["errors"]]
     if "_return_value" in values:
@@ -206,7 +216,8 @@ def _as_json(error: TaskError) -> dict[str, str]:
     return {"exception_class_path": error.exception_class_path, "traceback": error.traceback}
 
 
-def _prune_if_time() -> None:
+def prune_if_time() -> None:
+    """Delete the rows that are too old, unless this process has just done so."""
     global _prune_again
     if monotonic() >= _prune_again:
         _prune_again = monotonic() + PRUNE_SECONDS

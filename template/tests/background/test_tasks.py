@@ -138,7 +138,7 @@ def test_an_argument_that_no_database_stores_is_refused_at_once(value):
 
 
 def test_an_escape_that_stands_for_itself_is_stored():
-    texts = ["\\u0000", "\\\\u0000", "C:\\users", "ü", "\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16")]
+    texts = ["\\u0000", "\\\\u0000", "C:\\users", "ü", "\N{GRINNING FACE}"]
     assert declared.double.enqueue(texts).return_value == texts * 2
 
 
@@ -281,13 +281,30 @@ def test_a_task_without_a_result_leaves_no_row(calls):
     assert (result.status, calls) == ("SUCCESSFUL", [1]) and not EnqueuedTask.objects.exists()
 
 
-def test_old_results_are_deleted(settings, monkeypatch):
-    old, new = declared.add.enqueue(1), declared.add.enqueue(2)
+@pytest.fixture
+def old(settings, monkeypatch):
+    """A task that finished so long ago that its row is deleted."""
+    result = declared.add.enqueue(1)
     days = timedelta(days=settings.BACKGROUND_TASKS_KEPT_DAYS + 1)
-    EnqueuedTask.objects.filter(pk=old.id).update(finished_at=timezone.now() - days)
+    EnqueuedTask.objects.filter(pk=result.id).update(finished_at=timezone.now() - days)
     monkeypatch.setattr(records, "_prune_again", 0.0)
-    last = declared.add.enqueue(3)
-    assert set(EnqueuedTask.objects.values_list("pk", flat=True)) == {new.id, last.id}
+    return result
+
+
+def kept():
+    return set(EnqueuedTask.objects.values_list("pk", flat=True))
+
+
+def test_old_results_are_deleted_after_the_transaction_of_the_page(old):
+    with transaction.atomic():
+        last = declared.add.enqueue(3)
+        assert kept() == {old.id, last.id}
+    assert kept() == {last.id}
+
+
+def test_old_results_are_deleted_by_the_command_for_due_tasks(old):
+    run_due_tasks()
+    assert not kept()
 
 
 def test_the_signals_of_django_are_sent(signals):

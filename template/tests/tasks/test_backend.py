@@ -16,11 +16,13 @@ from django.db import transaction
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from apps.background import Task, TaskResultStatus, records
+from apps.background import Task, TaskResultStatus, execution, records
 from apps.background.models import EnqueuedTask
 from apps.tasks.broker.priorities import broker_priority
 from apps.tasks.models import OutgoingTask
+from apps.tasks.sending import backend
 from apps.tasks.sending.backend import WorkerBackend, record_revoked, register, send_stored
+from apps.tasks.sending.outbox import send_waiting
 from apps.users.models import User
 from tests.background import declared
 
@@ -139,6 +141,14 @@ def test_what_waited_while_celery_was_off_is_sent_by_the_release(sent, settings)
     assert (name, args, options["task_id"], options["eta"]) == (f"{PATH}.add", [1], result.id, due)
 
 
+def test_what_waited_without_keeping_its_result_leaves_no_row_when_it_is_sent(sent, settings):
+    settings.TASKS = {"default": WORKERS | {"OPTIONS": {"immediate": True}}}
+    declared.leave_nothing.using(run_after=timezone.now() + timedelta(seconds=60)).enqueue(1)
+    settings.TASKS = {"default": WORKERS}
+    assert send_stored() == 1
+    assert len(sent) == 1 and not EnqueuedTask.objects.exists()
+
+
 @pytest.mark.parametrize("column", [{"queue_name": "gone"}, {"path": f"{PATH}.gone"}, {"path": f"{PATH}.later"}])
 def test_what_waited_and_is_unknown_now_stops_no_release_and_no_other_task(sent, settings, caplog, column):
     settings.TASKS = {"default": WORKERS | {"OPTIONS": {"immediate": True}}}
@@ -147,7 +157,72 @@ def test_what_waited_and_is_unknown_now_stops_no_release_and_no_other_task(sent,
     settings.TASKS = {"default": WORKERS | {"QUEUES": ["default"]}}
     assert send_stored() == 1
     assert [options["task_id"] for *_, options in sent] == [results[1].id]
-    assert results[0].id in caplog.text and row(results[0]).waits_here
+    assert results[0].id in caplog.text and row(results[0]).send_at
+
+
+def pass_time():
+    """Let the time come at which a message that may be missing is sent again."""
+    EnqueuedTask.objects.filter(send_at__isnull=False).update(send_at=timezone.now())
+
+
+def test_a_task_whose_process_ends_before_its_message_is_sent_is_sent_once_and_not_too_soon(sent, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(backend, "send", lambda result: None)
+        result = declared.hurry.enqueue()
+    send_waiting()
+    assert not sent
+    pass_time()
+    for _ in range(2):
+        send_waiting()
+    [(name, _, _, options)] = sent
+    assert (name, options["task_id"], options["queue"]) == (f"{PATH}.hurry", result.id, "urgent")
+    assert options["headers"]["enqueued"] == result.id
+
+
+@pytest.mark.parametrize("task", [declared.add, declared.remember], ids=["plain", "durable"])
+def test_a_task_that_was_sent_is_not_sent_again(sent, task):
+    task.enqueue("jane@example.com")
+    with transaction.atomic():
+        task.enqueue("joe@example.com")
+        assert row_times() != [None, None]
+    assert row_times() == [None, None]
+    send_waiting()
+    assert len(sent) == 2
+
+
+def row_times():
+    return list(EnqueuedTask.objects.values_list("send_at", flat=True))
+
+
+@pytest.mark.parametrize("column", [{"status": "RUNNING"}, {"status": "SUCCESSFUL"}])
+def test_a_task_that_a_worker_has_taken_is_not_sent_again(sent, monkeypatch, column):
+    monkeypatch.setattr(records, "mark_sent", lambda task_id: None)
+    declared.add.enqueue(1)
+    EnqueuedTask.objects.update(**column)
+    pass_time()
+    send_waiting()
+    assert len(sent) == 1
+
+
+def test_a_task_that_is_tried_again_is_not_sent_by_its_row(sent, monkeypatch):
+    monkeypatch.setattr(records, "mark_sent", lambda task_id: None)
+    result = declared.add.enqueue(1)
+    execution.begin(WorkerBackend, result, "worker")
+    execution.postpone(result, declared.Refused())
+    assert (row(result).status, row(result).send_at) == ("READY", None)
+
+
+@pytest.mark.parametrize("task", [declared.add.using(run_after=timezone.now() + timedelta(days=90)), declared.remember])
+def test_a_task_that_the_outbox_has_is_left_to_it(sent, monkeypatch, task):
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "mark_sent", lambda task_id: None)
+        task.enqueue(1)
+    before, outgoing = len(sent), OutgoingTask.objects.get()
+    pass_time()
+    send_waiting()
+    OutgoingTask.objects.all().delete()
+    send_waiting()
+    assert len(sent) == before and outgoing.task_id
 
 
 def test_the_backend_supports_what_it_says():
@@ -227,13 +302,39 @@ def test_a_second_message_of_a_task_that_has_succeeded_does_nothing(eager):
     assert declared.calls == [(1, 1)] and row(result).status == "SUCCESSFUL"
 
 
-def test_a_task_that_beat_sends_runs_without_a_row():
-    assert register(declared.add).apply(args=[5]).result == 6
-    assert not EnqueuedTask.objects.exists()
+def test_a_task_that_beat_sends_leaves_a_row():
+    assert register(declared.add).apply(args=[5], task_id="beat").result == 6
+    found = declared.add.get_result("beat")
+    assert (found.status, found.return_value, found.args, found.attempts) == ("SUCCESSFUL", 6, [5], 1)
+
+
+def test_a_task_that_beat_sends_and_that_is_tried_again_leaves_one_row():
+    register(declared.succeed_at).apply(args=[3], task_id="beat")
+    found = declared.succeed_at.get_result("beat")
+    assert (found.status, found.attempts, len(found.errors)) == ("SUCCESSFUL", 3, 2)
+
+
+def test_a_task_that_beat_sends_and_that_keeps_no_result_costs_no_query(django_assert_num_queries):
+    with django_assert_num_queries(0):
+        register(declared.leave_nothing).apply(args=[5])
+    assert declared.calls == [5]
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_task_that_beat_sends_and_that_is_killed_has_failed(keeps):
+    killed = declared.add if keeps else declared.leave_nothing
+    register(killed).record_end(Context(id="beat", args=[1], kwargs={}, headers=None), TimeLimitExceeded(300))
+    assert list(EnqueuedTask.objects.values_list("pk", "status")) == [("beat", "FAILED")] * keeps
+
+
+def test_a_failed_task_that_is_sent_again_after_its_row_was_deleted_runs():
+    headers = {"enqueued": "old", "failed_earlier": {"tries": 1, "since": timezone.now().isoformat()}}
+    register(declared.add).apply(args=[5], task_id="old", headers=headers)
+    assert declared.add.get_result("old").return_value == 6
 
 
 def test_a_task_whose_row_was_deleted_does_not_run(eager, monkeypatch):
-    monkeypatch.setattr(records, "add", lambda result: None)
+    monkeypatch.setattr(records, "add", lambda result, **times: None)
     result = declared.add.enqueue(1)
     assert not declared.calls
     register(declared.add).record_end(request_of(result), TimeLimitExceeded(300))

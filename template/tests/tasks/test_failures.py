@@ -24,11 +24,12 @@ from kombu.exceptions import OperationalError
 from kombu.serialization import dumps
 
 from apps.background.models import EnqueuedTask
-from apps.tasks.console.tasks import prune_failed_tasks
+from apps.tasks.console.tasks import prune_old_rows
 from apps.tasks.models import FailedTask, OutgoingTask, ReturnedTask
 from apps.tasks.sending import deliveries
 from apps.tasks.worker import failures, replay, rows
 from apps.users.models import User
+from tests.background import declared
 
 # Workers close their connections after each row, which a transaction around the test would not survive.
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -445,8 +446,19 @@ def test_who_may_only_look_cannot_send(client, failed, published):
 
 
 def test_old_rows_are_pruned(failed, settings):
-    prune_failed_tasks()
+    prune_old_rows()
     assert FailedTask.objects.exists()
     FailedTask.objects.update(last_failed_at=timezone.now() - timedelta(days=settings.FAILED_TASKS_KEPT_DAYS, hours=1))
-    prune_failed_tasks()
+    prune_old_rows()
     assert not FailedTask.objects.exists()
+
+
+def test_old_results_are_pruned_and_by_nobody_who_enqueues(settings, broker):
+    settings.TASKS = {"default": settings.TASKS["default"] | {"OPTIONS": {}}}
+    result = declared.add.enqueue(1)
+    old = timezone.now() - timedelta(days=settings.BACKGROUND_TASKS_KEPT_DAYS, hours=1)
+    EnqueuedTask.objects.filter(pk=result.id).update(finished_at=old)
+    last = declared.add.enqueue(2)
+    assert EnqueuedTask.objects.count() == 2
+    prune_old_rows()
+    assert EnqueuedTask.objects.get().pk == last.id

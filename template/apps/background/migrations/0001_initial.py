@@ -30,11 +30,11 @@ class Migration(migrations.Migration):
                 ('worker_ids', models.JSONField(blank=True, default=list, help_text='One for each attempt.')),
                 ('errors', models.JSONField(blank=True, default=list, help_text='Of each attempt that failed.')),
                 ('return_value', models.JSONField(blank=True, null=True)),
-                ('waits_here', models.BooleanField(default=False, help_text='Nothing but this row knows of the task.')),
+                ('send_at', models.DateTimeField(blank=True, help_text='When it is sent to a worker, because nothing but this row knows of it.', null=True)),
             ],
             options={
                 'ordering': ['-enqueued_at'],
-                'indexes': [models.Index(condition=models.Q(('waits_here', True)), fields=['run_after'], name='background_waiting')],
+                'indexes': [models.Index(condition=models.Q(('send_at__isnull', False)), fields=['send_at'], name='background_unsent')],
             },
         ),
     ]

@@ -7,6 +7,8 @@ from django.utils.html import format_html
 from django.utils.text import Truncator
 from django_celery_beat.admin import PeriodicTaskAdmin
 from django_celery_beat.models import PeriodicTask
+from django_celery_results.admin import TaskResultAdmin
+from django_celery_results.models import TaskResult
 from kombu.exceptions import OperationalError
 
 from apps.tasks.models import FailedTask, OutgoingTask
@@ -77,6 +79,10 @@ class OutgoingTaskAdmin(admin.ModelAdmin):
     list_filter = ["durable", "name"]
     search_fields = ["name", "task_id", "message", "error"]
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[OutgoingTask]:
+        """Do not load the message, which may be long and which the list does not show."""
+        return super().get_queryset(request).defer("message")
+
     @admin.action(description="Send now", permissions=["send_now"])
     def send_now(self, request: HttpRequest, chosen: QuerySet[OutgoingTask]) -> None:
         """Send the selected tasks now, even if they should wait, and report how many. Stop if the broker is down."""
@@ -99,6 +105,18 @@ class OutgoingTaskAdmin(admin.ModelAdmin):
     def has_change_permission(self, request: HttpRequest, obj: OutgoingTask | None = None) -> bool:
         """Refuse, because a message is always sent unchanged."""
         return False
+
+
+admin.site.unregister(TaskResult)
+
+
+@admin.register(TaskResult)
+class QuickTaskResultAdmin(TaskResultAdmin):
+    """The admin page for results of tasks. django-celery-results loads all of each result for its list."""
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[TaskResult]:
+        """Do not load columns that may be long and that the list does not show."""
+        return super().get_queryset(request).defer("task_args", "task_kwargs", "result", "traceback", "meta")
 
 
 admin.site.unregister(PeriodicTask)

@@ -6,7 +6,7 @@ sent on commit, waits in the outbox while the broker is down, and leaves a row i
 
 import sys
 from contextlib import suppress
-from functools import wraps
+from functools import partial, wraps
 from inspect import iscoroutinefunction
 from typing import Any
 
@@ -15,6 +15,7 @@ from celery.app.task import Context
 from celery.exceptions import Ignore, Retry, TaskRevokedError, TimeLimitExceeded, WorkerLostError
 from celery.signals import task_revoked
 from django.db import connection, transaction
+from django.utils import timezone
 from django.utils.asyncio import async_unsafe
 from kombu.utils.uuid import uuid
 
@@ -64,12 +65,16 @@ class WorkerBackend(AfterCommitBackend):
         While the broker is down, the task is stored and sent later. Nothing is raised then. Raises TypeError if an
         argument cannot be expressed as JSON.
         """
+        # This module imports models, which are not loaded yet when tasks are declared.
+        from . import outbox
+
         if self.runs_here:
             return super().enqueue(task, args, kwargs)
         self.validate_task(task)
         result = records.new_result(task, uuid(), args, kwargs)
         if records.is_kept(result):
-            records.add(result)
+            # This process may end before the message is on its way.
+            records.add(result, send_at=outbox.deadline(None))
         send(result)
         task_enqueued.send(type(self), task_result=result)
         return result
@@ -103,18 +108,22 @@ class BackgroundTask(RetryingTask):
         return value
 
     def _result_of(self, request: Context, args: Any, kwargs: Any) -> TaskResult:
-        """Return the result as its row has it, or a new one for a task without a row, such as one that beat sent.
+        """Return the result as its row has it, or a new one, with a row if the task keeps its result.
 
-        Raises Ignore if the row was deleted.
+        A task has no row yet if beat has sent it, or if it failed long ago and somebody sends it again. Raises Ignore
+        if the row was deleted.
         """
-        if has_row(request):
-            try:
+        is_kept = options_of(self.django_task).keep_result
+        try:
+            if is_kept:
                 return records.load(request.id, self.django_task)
-            except TaskResultDoesNotExist:
-                # Rows are only deleted by people, and long after their task has finished.
+        except TaskResultDoesNotExist:
+            if _header(request, "enqueued") == request.id and not _header(request, "failed_earlier"):
                 raise Ignore("Its row was deleted: it was cancelled, or has ended long ago.") from None
         result = records.new_result(self.django_task, request.id, list(args), dict(kwargs))
         result.worker_ids.extend([request.hostname or ""] * (request.retries or 0))
+        if is_kept:
+            records.add(result)
         return result
 
     def record_end(self, request: Context, error: BaseException, traceback: str = "") -> None:
@@ -124,7 +133,7 @@ class BackgroundTask(RetryingTask):
 
         # Any other error was raised by the function, and the process that ran it has recorded it.
         is_unseen = isinstance(error, (TaskRevokedError, TimeLimitExceeded, WorkerKiller, WorkerLostError))
-        if not (has_row(request) or is_unseen):
+        if not (is_unseen or options_of(self.django_task).keep_result):
             return
         # Somebody may have deleted the row.
         with suppress(Ignore):
@@ -133,10 +142,9 @@ class BackgroundTask(RetryingTask):
                 execution.fail(WorkerBackend, result, error, traceback)
 
 
-def has_row(request: Context) -> bool:
-    """Return whether `enqueue` has written a row for this task, and not only for the one that sent it."""
+def _header(request: Context, name: str) -> Any:
     # An eager task finds its headers in one place, and a worker in another.
-    return request.id in (request.get("enqueued"), (request.headers or {}).get("enqueued"))
+    return request.get(name) or (request.headers or {}).get(name)
 
 
 def register(task: Task) -> BackgroundTask:
@@ -180,22 +188,35 @@ def send(result: TaskResult) -> None:
     if task.run_after:
         options["eta"] = clock.aware(task.run_after)
     if records.is_kept(result):
+        # The running task may hand its headers on to others, which have other ids.
         options["headers"] = {"enqueued": result.id}
     register(task).apply_async(result.args, result.kwargs, task_id=result.id, after_commit=True, **options)
+    if records.is_kept(result):
+        mark = partial(records.mark_sent, result.id)
+        transaction.on_commit(mark) if transaction.get_connection().in_atomic_block else mark()
 
 
 def send_stored() -> int:
-    """Send the tasks that were enqueued to run later while there was no worker. Return how many were sent.
+    """Send the tasks of which nothing but their row knows. Return how many were sent.
 
-    A task that the code does not have waits on, and the log names it.
+    They were enqueued to run later while there was no worker, or by a process that ended before it sent them. A task
+    that the code does not have waits on, and the log names it.
     """
     from apps.background.models import EnqueuedTask
 
+    from . import outbox
+
     sent = 0
-    waiting = EnqueuedTask.objects.filter(waits_here=True, status=TaskResultStatus.READY)
-    for result in records.known_results(waiting):
+    unsent = EnqueuedTask.objects.filter(send_at__lte=timezone.now(), status=TaskResultStatus.READY)
+    for row in unsent:
+        if outbox.has(row.pk):
+            records.mark_sent(row.pk)
+            continue
         with transaction.atomic():
-            if EnqueuedTask.objects.filter(pk=result.id, waits_here=True).update(waits_here=False):
+            is_mine = unsent.filter(pk=row.pk).update(send_at=outbox.deadline(None))
+            for result in records.known_results([row] if is_mine else ()):
+                if not records.is_kept(result):
+                    records.withdraw(result.id)
                 send(result)
                 sent += 1
     return sent

@@ -74,6 +74,11 @@ def keep(message: Message, *, durable: bool = False, error: str = "") -> None:
     )
 
 
+def has(task_id: str) -> bool:
+    """Return whether a message of the task with this id is stored."""
+    return OutgoingTask.objects.filter(task_id=task_id).exists()
+
+
 def keep_unsent(message: Message, error: Exception) -> None:
     """Store a message that the broker did not accept. Raises nothing, because the caller runs after a commit."""
     try:
@@ -104,12 +109,17 @@ def deadline(eta: datetime | None, attempts: int = 0) -> datetime:
 def send_waiting() -> None:
     """Send the tasks that are due, until there are none left or the broker is down.
 
-    Two processes that do this at once share the work.
+    Then send what was enqueued by processes that ended before they sent it. Two processes that do this at once share
+    the work.
     """
+    # It declares tasks, and needs what this module contains.
+    from .backend import send_stored
+
     while rows := OutgoingTask.objects.filter(send_at__lte=timezone.now()).order_by("send_at")[:BATCH]:
         for row in rows:
             if not send_now(row):
                 return
+    send_stored()
 
 
 def send_now(row: OutgoingTask) -> bool:
