@@ -12,6 +12,7 @@ from apps.web import clock
 
 from . import execution, records
 from .framework import BaseTaskBackend, Task, TaskResult, TaskResultStatus, task_enqueued
+from .isolation import isolated
 
 IN_A_COROUTINE = "In a coroutine, call `await task.aenqueue(…)` instead of `task.enqueue(…)`."
 
@@ -65,7 +66,7 @@ class AfterCommitBackend(BaseTaskBackend):
             return
         execution.begin(type(self), result, self.worker_id)
         try:
-            value = execution.call(result)
+            value = isolated(execution.call, result)
         except KeyboardInterrupt:
             raise
         except BaseException as error:

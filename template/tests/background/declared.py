@@ -1,5 +1,13 @@
 """Tasks for the tests, declared as an app declares its own."""
 
+from contextvars import copy_context
+from decimal import getcontext, localcontext
+
+from django.urls import reverse, set_script_prefix
+from django.utils.timezone import activate as activate_zone
+from django.utils.timezone import get_current_timezone_name
+from django.utils.translation import activate, get_language
+
 from apps.background import TaskContext, task
 from apps.users.models import User
 
@@ -53,6 +61,46 @@ def return_what_no_database_stores(name):
 @task
 def fail_with(name):
     raise Refused(WHAT_NO_DATABASE_STORES[name])
+
+
+def surroundings():
+    """What code finds in its thread: a language, a time zone, the beginning of a URL, and how exact decimals are."""
+    return [get_language(), get_current_timezone_name(), reverse("web:home"), getcontext().prec]
+
+
+def change_surroundings():
+    """Change all that `surroundings` tells."""
+    activate("de")
+    activate_zone("Asia/Tokyo")
+    set_script_prefix("/elsewhere/")
+    getcontext().prec = 3
+
+
+def check_isolation(run):
+    """Check that tasks, which tell what they find and then change it, find what the settings say and leave the rest."""
+
+    def page():
+        settled = surroundings()
+        change_surroundings()
+        of_the_page = surroundings()
+        assert all(found == settled for found in run())
+        assert surroundings() == of_the_page != settled
+
+    # What this changes itself must not be left to other tests.
+    with localcontext():
+        copy_context().run(page)
+
+
+@task
+def look_around():
+    found = surroundings()
+    change_surroundings()
+    return found
+
+
+@task
+async def look_around_in_a_coroutine():
+    return look_around.call()
 
 
 @task

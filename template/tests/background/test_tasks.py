@@ -142,6 +142,11 @@ def test_an_escape_that_stands_for_itself_is_stored():
     assert declared.double.enqueue(texts).return_value == texts * 2
 
 
+def test_a_task_runs_as_the_settings_say_and_changes_nothing_of_the_page():
+    tasks = (declared.look_around, declared.look_around_in_a_coroutine) * 2
+    declared.check_isolation(lambda: [task.enqueue().return_value for task in tasks])
+
+
 # Transactions ---------------------------------------------------------------
 
 

@@ -245,6 +245,11 @@ def test_a_worker_runs_async_functions_and_gives_the_context(eager):
     assert declared.attempt.get_result(attempted.id).return_value == [1, attempted.id]
 
 
+def test_a_worker_runs_a_task_as_the_settings_say(eager):
+    tasks = (declared.look_around, declared.look_around_in_a_coroutine) * 2
+    declared.check_isolation(lambda: [task.get_result(task.enqueue().id).return_value for task in tasks])
+
+
 def test_an_async_function_is_refused_on_gevent_before_it_harms_its_neighbours(eager, monkeypatch):
     monkeypatch.setitem(sys.modules, "gevent.monkey", SimpleNamespace(is_module_patched=lambda name: True))
     refused, fine = declared.double.enqueue(4), declared.add.enqueue(1)

@@ -22,6 +22,7 @@ from kombu.exceptions import EncodeError, OperationalError
 from apps.tasks.models import OutgoingTask
 from apps.tasks.sending import ProjectTask, RetryingTask, send
 from apps.web import clock
+from tests.background import declared
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -73,6 +74,25 @@ def rolled_back(action):
     with pytest.raises(Stop), transaction.atomic():
         action()
         raise Stop
+
+
+# Surroundings ---------------------------------------------------------------
+
+
+@shared_task(name="tests.sending.look_around", ignore_result=False)
+def look_around():
+    return declared.look_around.call()
+
+
+def test_a_task_finds_and_leaves_its_thread_as_the_settings_say():
+    request = {"delivery_info": {}, "id": "look"}
+    declared.check_isolation(
+        lambda: [
+            trace_task(look_around, "look", [], {}, request, app=current_app).retval,
+            trace_task(look_around, "look", [], {}, request, app=current_app).retval,
+            look_around.apply().result,
+        ]
+    )
 
 
 # On commit ------------------------------------------------------------------

@@ -12,6 +12,7 @@ from celery.result import allow_join_result
 from django.db import transaction
 from kombu.exceptions import OperationalError
 
+from apps.background.isolation import isolated
 from apps.tasks.broker.queues import DELAY_LEVELS
 
 from . import canvas
@@ -32,7 +33,7 @@ class RunningTask(DjangoTask):
                 self.pop_request()
         request.is_running, request.replacements = True, []
         try:
-            result = self.run_function(args, kwargs)
+            result = isolated(self.run_function, args, kwargs)
         except Ignore:
             self._send_replacements(request.replacements)
             raise
