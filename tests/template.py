@@ -29,6 +29,8 @@ ANSWERS_FILE = ".copier-answers.yml"
 ANSWERS_FILE_NAME = "_copier_conf.answers_file"
 # Written by `versions.py`; `test_versions.py` proves of every set of dependencies that they are right.
 TESTED_VERSIONS = ("tested-versions.txt", "uv.lock")
+# What templates read besides `features` and texts.
+MAPPINGS = ("asked", "commands", "processes", "variables")
 # What the template writes once and then leaves to the project's owner.
 OWNERS_FILES = ("constraints.txt", "uv.lock")
 
@@ -261,8 +263,7 @@ class Renderer:
 
     def computed(self, question: Mapping[str, Any], known: Mapping[str, Any]) -> Any:
         """What copier.yml makes of the answers that are known."""
-        text = self.string(question["default"], known)
-        return json.loads(text) if question["type"] == "json" else text
+        return parsed(self.string(question["default"], known), question["type"])
 
     def asked(self, answers: Answers) -> list[str]:
         """The questions that Copier puts to a person who gives these answers."""
@@ -298,7 +299,7 @@ class Renderer:
     def words(self, context: Mapping[str, Any]) -> tuple[dict[str, str], tuple[str, ...], dict[str, str]]:
         """What files are rendered from, as hashable texts: features, answers that are texts, and other mappings."""
         features = {name: str(value) for name, value in context["features"].items()}
-        mappings = {name: str(context[name]) for name in ("commands", "processes")}
+        mappings = {name: str(context[name]) for name in MAPPINGS}
         return features, tuple(context[name] for name in TEXTS), mappings
 
     @once_for_each
@@ -318,6 +319,12 @@ class Renderer:
             path: self.file(name, context).encode() if name.endswith(".jinja") else raw(name)
             for path, name in self.paths(context)
         }
+
+
+@cache
+def parsed(text: str, kind: str) -> Any:
+    """What a text of this type in copier.yml says."""
+    return {"json": json.loads, "yaml": yaml.safe_load}.get(kind, str)(text)
 
 
 def make_environment(cls: type[SandboxedEnvironment] = SandboxedEnvironment) -> SandboxedEnvironment:
@@ -370,4 +377,4 @@ def names_read(name: str) -> Read:
     features = {attribute for mapping, attribute in read if mapping == "features"}
     # A file that goes through a whole mapping names it, but none of its keys.
     named = {node.name for node in tree.find_all(nodes.Name)}
-    return Read(tuple(sorted(features)), tuple(sorted({"commands", "processes"} & named)))
+    return Read(tuple(sorted(features)), tuple(sorted({*MAPPINGS} & named)))

@@ -81,7 +81,9 @@ def test_who_copies_from_a_folder_reads_that_teammates_cannot_update_from_it(tem
     assert warning not in said_after_copy(f"git+file://{template_repo}", tmp_path / "address", capsys)
 
 
-@pytest.mark.parametrize("name", ["celery_reasons", "commands", "dashed_slug", "features", "processes"])
+@pytest.mark.parametrize(
+    "name", ["asked", "celery_reasons", "commands", "dashed_slug", "features", "processes", "variables"]
+)
 def test_computed_values_cannot_be_set(template_repo, tmp_path, name):
     assert f"{name} is computed" in refusal(template_repo, tmp_path / "acme", **{name: "{}"})
     assert not (tmp_path / "acme").exists()

@@ -189,6 +189,7 @@ def file_breaches(renderer: Renderer, name: str) -> Iterator[str]:
 def other_breaches(renderer: Renderer) -> Iterator[str]:
     """Check what the answers lead to, which files are left out, what is refused and what is said."""
     yield from contract.literal_breaches(renderer)
+    yield from contract.variable_breaches(renderer)
     yield from contract.validation_breaches(renderer)
     yield from contract.source_breaches(renderer)
     paths = [row for row in contract.CONTRACT if row.text is None]

@@ -61,6 +61,7 @@ class Project:
         context = renderer.context(answers)
         self.files = renderer.project(answers)
         self.features, self.processes = context["features"], context["processes"]
+        self.variables_asked = context["asked"]
         self.slug = answers["project_slug"]
         self.name = re.sub("_+", "-", self.slug.strip("_"))
         self.running = {name: process for name, process in self.processes.items() if name != "release"}
@@ -82,6 +83,12 @@ class Project:
         if self.features["celery"]:
             variables["WORKER_STOP_SECONDS"] = str(self.processes["worker"]["give_back_seconds"])
         return variables
+
+    def asked(self, secret: bool) -> dict[str, str]:
+        """The variables that people fill in for production, with their examples."""
+        return {
+            name: each.get("example", "") for name, each in self.variables_asked.items() if each["secret"] == secret
+        }
 
     def metrics(self) -> dict[str, str]:
         """The variable by which a worker shows its figures, for targets that have a private network."""
@@ -209,7 +216,9 @@ def test_the_app_of_heroku_has_as_many_dynos_and_as_much_memory(project):
 
 def test_the_app_of_heroku_sets_every_variable_that_production_needs(project):
     app = json.loads(project.text("app.json"))
-    values = {name: each.get("value", each.get("generator")) for name, each in app["env"].items()}
+    asked = project.asked(secret=True)
+    values = {name: each.get("value", each.get("generator")) for name, each in app["env"].items() if name not in asked}
+    assert app["env"].keys() >= asked.keys()
     assert all(each["description"] for each in app["env"].values())
     # An add-on sets the variable that its name in the app begins.
     values |= {f"{each['as']}_URL": each["plan"].partition(":")[0] for each in app["addons"]}
@@ -224,7 +233,7 @@ def test_the_app_of_heroku_sets_every_variable_that_production_needs(project):
         "rabbitmq": {"CELERY_BROKER_URL": "cloudamqp"},
         "redis": {"CELERY_BROKER_INSECURE_SKIP_TLS_VERIFICATION": "1", "REDIS_URL": "heroku-redis"},
     }
-    assert values == expected | project.variables() | brokers[project.features["broker"]]
+    assert values == expected | project.variables() | project.asked(secret=False) | brokers[project.features["broker"]]
 
 
 # Render ---------------------------------------------------------------------
@@ -261,10 +270,15 @@ def test_every_process_on_render_has_its_variables(project):
     [group] = blueprint["envVarGroups"]
     shared = {each["key"]: each.get("value", each.get("generateValue")) for each in group["envVars"]}
     expected = {"ALLOWED_HOSTS": ".onrender.com", "BEHIND_HTTPS_PROXY": "1", "SECRET_KEY": True}
-    assert shared == expected | project.variables()
+    made = {name: True for name, variable in project.variables_asked.items() if variable.get("generated")}
+    assert shared == expected | made | project.asked(secret=False) | project.variables()
+    # Render asks only for what nobody can do without. The others are named for those who want them.
+    needed = {name for name in project.asked(secret=True) if project.variables_asked[name]["production"] == "needed"}
+    [named] = re.findall(r"^# ([A-Z_]+(?:, [A-Z_]+)*)$", project.text("render.yaml"), re.MULTILINE)
+    assert {*named.split(", ")} == project.asked(secret=True).keys() - needed - made.keys()
     for name, service in render_services(project).items():
         given = {each.get("key", each.get("fromGroup")) for each in service["envVars"]}
-        assert {group["name"], "DATABASE_URL"} <= given, name
+        assert {group["name"], "DATABASE_URL"} | (set() if name == "flower" else needed) <= given, name
         assert ("CELERY_BROKER_URL" in given) == project.features["celery"], name
         assert ("FLOWER_BASIC_AUTH" in given) == (name == "flower"), name
 
@@ -283,7 +297,7 @@ def test_what_services_on_render_refer_to_is_in_the_blueprint(project):
             if other := variable.get("fromService"):
                 source = services[other["type"], other["name"]]
                 wanted = other.get("envVarKey")
-                assert not wanted or wanted in {each["key"] for each in source["envVars"]}
+                assert not wanted or wanted in {each.get("key") for each in source["envVars"]}
 
 
 def test_the_stores_on_render_are_private_and_keep_the_queue(project):
@@ -313,7 +327,7 @@ def test_fly_runs_every_process(project):
     assert app["processes"] == {name: project.command(name) for name in project.running}
     assert app["deploy"]["release_command"] == project.command("release")
     expected = {"ALLOWED_HOSTS": f"{app['app']}.fly.dev", "BEHIND_HTTPS_PROXY": "1"}
-    assert app["env"] == expected | project.variables() | project.metrics()
+    assert app["env"] == expected | project.variables() | project.asked(secret=False) | project.metrics()
     assert app["app"] == project.name
     assert app["restart"] == [{"policy": "always"}]
 
@@ -407,7 +421,7 @@ def test_every_secret_of_kamal_comes_from_the_environment(project):
 
 def test_the_urls_of_kamal_lead_to_its_accessories(project):
     accessories = project.yaml("config/deploy.yml")["accessories"]
-    urls = {name: value for name, value in secrets(project).items() if name.endswith("_URL")}
+    urls = {name: value for name, value in secrets(project).items() if "://" in value}
     hosts = {re.search(r"[@/]([\w-]+):\d+/", value)[1] for value in urls.values()}
     assert hosts == {f"{project.name}-{name}" for name in accessories}
     assert set(urls) == {"DATABASE_URL"} | ({"CELERY_BROKER_URL"} if project.features["celery"] else set())
@@ -425,7 +439,8 @@ def test_accessories_of_kamal_are_those_of_the_compose_file(project):
 def test_the_variables_of_kamal_are_those_that_production_needs(project):
     config = project.yaml("config/deploy.yml")
     expected = {"ALLOWED_HOSTS": config["proxy"]["host"], "BEHIND_HTTPS_PROXY": "1"}
-    assert config["env"]["clear"] == expected | project.variables() | project.metrics()
+    assert config["env"]["clear"] == expected | project.variables() | project.asked(secret=False) | project.metrics()
+    assert set(config["env"]["secret"]) >= project.asked(secret=True).keys()
 
 
 def test_on_kamal_all_workers_with_metrics_have_one_name_on_the_network_of_the_server(project):
@@ -435,33 +450,68 @@ def test_on_kamal_all_workers_with_metrics_have_one_name_on_the_network_of_the_s
     assert {name: alias for name, alias in names.items() if alias} == ({"worker": expected} if expected else {})
 
 
+# Writes down what the hook says to `kamal app`, and leaves everything else to Kamal itself.
 KAMAL = """#!/bin/sh
-printf '%s\\n' "$@" > said
+if [ "$1" = app ]; then printf '%s\\n' "$@" > said; else exec {kamal} "$@"; fi
+"""
+# A server that is this folder. Kamal gives the command last.
+SSH = """#!/bin/sh
+for command; do :; done
+exec sh -c "$command"
 """
 
 
 @pytest.mark.parametrize("destination", ["", "staging"])
-def test_the_hook_of_kamal_prepares_the_database_once_with_the_new_version(project, tmp_path, destination):
-    said = run_hook(project, tmp_path, KAMAL_COMMAND="deploy", KAMAL_DESTINATION=destination)
+def test_the_hook_of_kamal_prepares_the_database_once_with_the_new_version_and_the_secrets_of_today(
+    kamal, project, tmp_path, destination
+):
+    said = run_hook(kamal, project, tmp_path, KAMAL_COMMAND="deploy", KAMAL_DESTINATION=destination)
     chosen = [f"--destination={destination}"] if destination else []
     release = project.command("release")
     assert said == ["app", "exec", "--primary", "--roles=web", "--version=abc", *chosen, release]
+    service = f"{project.name}-{destination}" if destination else project.name
+    sent = tmp_path / f".kamal/apps/{service}/env/roles/web.env"
+    values = dict(line.split("=", 1) for line in sent.read_text().splitlines())
+    wanted = project.yaml("config/deploy.yml")["env"]["secret"]
+    assert set(wanted) <= values.keys() and "KAMAL_REGISTRY_PASSWORD" not in values
+    assert values["SECRET_KEY"] == "of $today" and ":of $today@" in values["DATABASE_URL"]
+    # A secret that nobody has set is empty, and so counts as not set.
+    assert values["SENTRY_DSN"] == ""
+    assert sent.stat().st_mode & 0o777 == 0o600
 
 
-def test_the_hook_of_kamal_leaves_the_database_alone_when_it_goes_back(project, tmp_path):
-    assert run_hook(project, tmp_path, KAMAL_COMMAND="rollback") == []
+def test_the_hook_of_kamal_leaves_the_database_alone_when_it_goes_back(kamal, project, tmp_path):
+    assert run_hook(kamal, project, tmp_path, KAMAL_COMMAND="rollback") == []
+    assert not (tmp_path / ".kamal/apps").exists()
 
 
-def run_hook(project: Project, folder: Path, **variables: str) -> list[str]:
-    """Run the hook with a kamal that writes its arguments down; return these."""
-    (folder / "kamal").write_text(KAMAL)
-    (folder / "hook").write_text(project.text(".kamal/hooks/pre-deploy"))
-    (folder / "kamal").chmod(0o755)
-    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
-    run = environment(PATH=path, KAMAL_VERSION="abc", **variables)
-    subprocess.run(["/bin/sh", "hook"], cwd=folder, env=run, check=True)
+def run_hook(kamal: str, project: Project, folder: Path, **variables: str) -> list[str]:
+    """Run the hook with a server that is this folder, and return what it says to `kamal app`."""
+    programs = folder / "programs"
+    programs.mkdir()
+    for name, text in (("kamal", KAMAL.format(kamal=kamal)), ("ssh", SSH)):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    write_kamal_files(project, folder)
+    # What Kamal reads for this destination.
+    (folder / "config/deploy.staging.yml").write_text("{}\n")
+    shutil.copy(folder / ".kamal/secrets", folder / ".kamal/secrets.staging")
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    given = {name: "of $today" for name in secrets(project) if name != "SENTRY_DSN" and not name.endswith("_URL")}
+    run = environment(PATH=path, KAMAL_VERSION="abc", **given, **variables)
+    hook = folder / ".kamal/hooks/pre-deploy"
+    done = subprocess.run(["/bin/sh", hook], cwd=folder, env=run, text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout + done.stderr
     said = folder / "said"
     return said.read_text().splitlines() if said.exists() else []
+
+
+def write_kamal_files(project: Project, folder: Path) -> None:
+    """Write and commit the project's files that Kamal reads."""
+    for path in FILES["kamal"]:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(project.files[path])
+    template.commit_all(folder)
 
 
 def test_the_hook_of_kamal_can_be_run(template_repo, tmp_path):
@@ -479,10 +529,7 @@ def kamal() -> str:
 
 def kamal_says(kamal: str, folder: Path, project: Project) -> subprocess.CompletedProcess[str]:
     """Let Kamal read the project's files, with secrets in its environment."""
-    for path in ("config/deploy.yml", ".kamal/secrets"):
-        (folder / path).parent.mkdir(exist_ok=True)
-        (folder / path).write_bytes(project.files[path])
-    template.commit_all(folder)
+    write_kamal_files(project, folder)
     given = {name: "secret" for name in secrets(project)}
     return subprocess.run([kamal, "config"], cwd=folder, env=environment(**given), text=True, capture_output=True)
 

@@ -16,7 +16,9 @@ class WebConfig(AppConfig):
     verbose_name = "Pages"
 
     def ready(self) -> None:
-        """Let every app register its health checks, and start the reports of errors and traces."""
+        """Register the checks, let every app register its health checks, and start the reports of errors and traces."""
+        from . import checks  # noqa: F401
+
         if DJANGO_AUTORELOAD_ENV in os.environ:
             # Under `runserver`, one thread imports the URLs while another one imports the template tags. Modules of
             # allauth import each other, so a thread could meet a half imported one, and the server would not start.

@@ -1,0 +1,33 @@
+"""`check --deploy` warns of settings that start, but do not do what visitors need."""
+
+import pytest
+
+from apps.web.checks import check_deployment
+
+GOOD = {
+    "ACCOUNT_EMAIL_VERIFICATION": "mandatory",
+    "ALLOWED_HOSTS": ["www.example.com"],
+    "DEFAULT_FROM_EMAIL": "Acme <hello@example.com>",
+    "EMAIL_BACKEND": "django.core.mail.backends.smtp.EmailBackend",
+    "HEALTH_TOKEN": "3b1f2a9c4d5e6f708192a3b4c5d6e7f8",
+}
+PRINTED = "django.core.mail.backends.console.EmailBackend"
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, []),
+        ({"HEALTH_TOKEN": ""}, []),
+        ({"EMAIL_BACKEND": PRINTED}, ["web.W001"]),
+        ({"EMAIL_BACKEND": PRINTED, "ACCOUNT_EMAIL_VERIFICATION": "optional"}, []),
+        ({"DEFAULT_FROM_EMAIL": "webmaster@localhost"}, ["web.W002"]),
+        ({"DEFAULT_FROM_EMAIL": "Acme <webmaster@localhost>"}, ["web.W002"]),
+        ({"ALLOWED_HOSTS": ["www.example.com", "*"]}, ["web.W003"]),
+        ({"HEALTH_TOKEN": "secret"}, ["web.W004"]),
+    ],
+)
+def test_what_visitors_would_notice_is_a_warning(settings, changed, expected):
+    for name, value in (GOOD | changed).items():
+        setattr(settings, name, value)
+    assert [warning.id for warning in check_deployment()] == expected
