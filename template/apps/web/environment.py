@@ -30,6 +30,8 @@ SECRET_NAME = re.compile(r"AUTH|KEY|PASSWORD|SECRET|TOKEN")
 SHOWN_CHARACTERS = 100
 # A valid line of .env: empty, a comment, or a variable.
 LINE = re.compile(r"(?:#.*|(?:export\s+)?(?P<name>[A-Za-z_]\w*)=(?P<value>.*))?")
+# What Docker Compose replaces in a value of .env that is not in single quotes, by nothing if no such variable is set.
+COMPOSE_VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})")
 YES = ("1", "on", "true", "y", "yes")
 NO = ("0", "false", "n", "no", "off")
 ENCODE = "Percent-encode the signs : / ? # [ ] @ % in user names, passwords and names: write @ as %40, for example"
@@ -177,10 +179,16 @@ def _readable_line(number: int, line: bytes) -> str:
         raise ValueError(f"line {number} is not UTF-8. Save the file in this encoding") from None
     if found is None or b"\0" in line:
         raise ValueError(f"line {number} is neither NAME=value, without spaces around the =, nor a comment")
-    value = found["value"] or ""
+    if not (name := found["name"]):
+        return ""
+    value = found["value"]
     if value[:1] in ('"', "'") and (len(value) == 1 or value[-1] != value[0]):
         raise ValueError(f"on line {number} a quote is not closed, or something follows it")
-    return f"{found['name']}={value}" if found["name"] else ""
+    if os.environ.get(name) == COMPOSE_VARIABLE.sub("", value) != value:
+        raise ValueError(
+            f"on line {number} Docker Compose takes what follows the $ for a variable. Put the value in single quotes"
+        )
+    return f"{name}={value}"
 
 
 # Forms ----------------------------------------------------------------------

@@ -342,6 +342,20 @@ def test_a_line_that_cannot_be_read_is_told_with_its_number(tmp_path, line, word
     assert SECRET not in sentence
 
 
+@pytest.mark.parametrize(("value", "given"), [("ab$cd#e", "ab#e"), ("${ab}cd", "cd"), ("$ab", "")])
+def test_a_value_that_compose_has_changed_is_told(tmp_path, value, given):
+    words = "on line 1 Docker Compose takes what follows the $ for a variable"
+    assert words in refusal(tmp_path, f"SECRET_KEY={value}", SECRET_KEY=given)
+
+
+@pytest.mark.parametrize(
+    ("line", "given"), [("ab$cd#e", None), ("'ab$cd#e'", "ab$cd#e"), ("ab$cd#e", "another"), ("ab$", "ab$")]
+)
+def test_a_dollar_that_compose_has_not_changed_is_taken_as_it_is(tmp_path, line, given):
+    variables = {"SECRET_KEY": given} if given else {}
+    assert load_settings(tmp_path, f"SECRET_KEY={line}", **variables)["SECRET_KEY"] == (given or line)
+
+
 def test_a_file_in_another_encoding_is_told(tmp_path):
     assert "line 1 is not UTF-8" in refusal(tmp_path, "LOG_LEVEL=ERROR".encode("utf-16"))
 
