@@ -1,6 +1,8 @@
 """A task that has failed for good is a row before its message goes, and can be sent again."""
 
+import asyncio
 import json
+from contextlib import suppress
 from datetime import timedelta
 from io import StringIO
 from types import SimpleNamespace
@@ -13,21 +15,25 @@ pytest.importorskip("celery")
 from billiard.einfo import ExceptionInfo
 from celery import current_app, shared_task
 from celery.app.trace import trace_task
-from celery.exceptions import Ignore, Reject, Retry, TimeLimitExceeded, WorkerLostError
+from celery.concurrency import solo
+from celery.exceptions import Ignore, Reject, Retry, TimeLimitExceeded, WorkerLostError, WorkerShutdown
 from celery.worker import state
 from django.core.management import CommandError, call_command
-from django.db import DatabaseError, InterfaceError
+from django.db import DataError, InterfaceError, ProgrammingError
+from django.db import OperationalError as DatabaseIsAway
 from django.urls import reverse
 from django.utils import timezone
+from django.utils.translation import gettext_lazy
 from kombu import Message
 from kombu.exceptions import OperationalError
 from kombu.serialization import dumps
 
+from apps.background.framework import task_finished
 from apps.background.models import EnqueuedTask
 from apps.tasks.console.tasks import prune_old_rows
 from apps.tasks.models import FailedTask, OutgoingTask, ReturnedTask
 from apps.tasks.sending import deliveries
-from apps.tasks.worker import failures, replay, rows
+from apps.tasks.worker import failures, readable, receiving, replay, rows
 from apps.users.models import User
 from tests.background import declared
 
@@ -39,8 +45,17 @@ class Expected(Exception):
     """What a task raises in normal operation."""
 
 
+shipped = []
+
+
 @shared_task(name="tests.failures.ship", throws=(Expected,))
-def ship(order, *, parcels=1): ...
+def ship(order, *, parcels=1):
+    shipped.append(order)
+
+
+@shared_task(name="tests.failures.be_raised")
+def be_raised(error):
+    raise ERRORS[error]
 
 
 @shared_task(name="tests.failures.gossip", keep_failed=False)
@@ -186,12 +201,63 @@ def later(monkeypatch):
 def test_a_message_stays_until_the_row_is_written(make_request, later, monkeypatch, caplog):
     request = make_request()
     with monkeypatch.context() as patch:
-        patch.setattr(rows, "pack", lambda message: (_ for _ in ()).throw(DatabaseError("disk full")))
+        patch.setattr(FailedTask.objects, "update_or_create", Mock(side_effect=DatabaseIsAway("disk full")))
         request.on_failure(raised(ValueError()), return_ok=True)
         assert request.gone == [] and "disk full" in caplog.text
     later.pop()()
     assert request.gone == ["acknowledged"]
     assert FailedTask.objects.exists()
+
+
+@pytest.mark.parametrize("away", [InterfaceError("closed"), ProgrammingError("no table"), DatabaseIsAway("locked")])
+def test_a_database_that_is_away_is_waited_for(make_request, later, monkeypatch, away):
+    request = make_request()
+    with monkeypatch.context() as patch:
+        patch.setattr(FailedTask.objects, "update_or_create", Mock(side_effect=away))
+        request.on_failure(raised(ValueError()), return_ok=True)
+        assert request.gone == [] and len(later) == 1
+    later.pop()()
+    assert request.gone == ["acknowledged"] and FailedTask.objects.exists()
+
+
+def test_a_row_that_the_database_refuses_is_replaced_by_a_smaller_one(make_request, later, monkeypatch, published):
+    request, write = make_request(args=("\u2713",)), FailedTask.objects.update_or_create
+    attempt = Mock(side_effect=[DataError("not in this encoding"), None])
+    monkeypatch.setattr(FailedTask.objects, "update_or_create", lambda **row: attempt() or write(**row))
+    request.on_failure(raised(ValueError("\u2713" * 999)), return_ok=True)
+    assert request.gone == ["acknowledged"] and not later
+    failed = FailedTask.objects.get()
+    assert failed.exception.startswith("ValueError: \\u2713") and "not in this encoding" in failed.exception
+    assert "\\u2713" in failed.args and replay.send_again(failed.pk)
+
+
+def test_what_leaves_no_row_at_all_holds_no_message(make_request, later, monkeypatch, caplog):
+    request = make_request()
+    monkeypatch.setattr(FailedTask.objects, "update_or_create", Mock(side_effect=ValueError("a receiver's mistake")))
+    request.on_failure(raised(ValueError()), return_ok=True)
+    assert request.gone == ["acknowledged"] and not later
+    assert "leaves no row" in caplog.text
+
+
+def test_a_mistake_in_what_celery_does_at_the_end_holds_no_message(make_request, monkeypatch, caplog):
+    request = make_request()
+    monkeypatch.setattr(failures.Request, "on_failure", Mock(side_effect=ValueError("no result is stored")))
+    request.on_failure(raised(ValueError()), return_ok=True)
+    assert request.gone == ["acknowledged"] and "no result is stored" in caplog.text
+
+
+def test_messages_that_are_held_for_long_are_counted(make_request, later, monkeypatch):
+    request = make_request()
+    with monkeypatch.context() as patch:
+        patch.setattr(FailedTask.objects, "update_or_create", Mock(side_effect=DatabaseIsAway("locked")))
+        request.on_failure(raised(ValueError()), return_ok=True)
+        assert rows.held_for_long() == 0
+        patch.setattr(rows, "PATIENCE_SECONDS", -1.0)
+        assert rows.held_for_long() == 1
+        later.pop()()
+        assert rows.held_for_long() == 1
+    later.pop()()
+    assert not rows._held_since
 
 
 def test_a_mistake_in_what_records_the_end_holds_no_message(make_request, later, monkeypatch, caplog):
@@ -249,18 +315,228 @@ def test_a_process_that_dies_because_the_worker_ends_is_not_held_against_the_tas
 @pytest.fixture
 def consumer(monkeypatch):
     """The part of a worker that receives messages, without a connection."""
-    monkeypatch.setattr(failures.Consumer, "on_close", lambda self: None)
-    monkeypatch.setattr(failures.Consumer, "on_connection_error_after_connected", lambda self, error: None)
-    consumer = object.__new__(failures.RecordingConsumer)
+    monkeypatch.setattr(receiving.Consumer, "on_close", lambda self: None)
+    monkeypatch.setattr(receiving.Consumer, "on_connection_error_after_connected", lambda self, error: None)
+    consumer = object.__new__(receiving.RecordingConsumer)
+    consumer.connection_errors, consumer.channel_errors = (ConnectionError,), ()
     consumer.pool, consumer.task_consumer = SimpleNamespace(), None
     return consumer
+
+
+# Errors and messages from anywhere ------------------------------------------
+
+
+class Odd(Exception):
+    """An error whose text is whatever it is made of, and whose representation cannot be had."""
+
+    def __str__(self):
+        return self.args[0]() if callable(self.args[0]) else self.args[0]
+
+    def __repr__(self):
+        raise ValueError("no representation")
+
+
+def break_down():
+    raise ValueError("no text")
+
+
+@pytest.mark.parametrize("text", [gettext_lazy("Delete"), None, 5, break_down])
+def test_an_error_whose_text_cannot_be_read_leaves_a_row(make_request, later, text):
+    request = make_request()
+    request.on_failure(raised(Odd(text)), return_ok=True)
+    assert request.gone == ["acknowledged"] and not later
+    assert FailedTask.objects.get().exception.startswith("Odd: <its text cannot be read")
+
+
+def test_a_task_without_a_readable_name_leaves_a_row(make_request, later, monkeypatch):
+    request = make_request()
+    monkeypatch.setattr(failures.Request, "humaninfo", Mock(side_effect=ValueError))
+    request.on_failure(raised(ValueError("no address")), return_ok=True)
+    assert request.gone == ["acknowledged"] and not later and FailedTask.objects.exists()
+
+
+ERRORS = {
+    "cancelled": asyncio.CancelledError(),
+    "interrupted": KeyboardInterrupt(),
+    "generator": GeneratorExit(),
+    "exit": SystemExit(3),
+    "memory": MemoryError(),
+    "own": type("Own", (BaseException,), {})("its own"),
+    "odd": Odd(None),
+}
+
+
+@pytest.fixture
+def receive(monkeypatch):
+    """Return a function that gives a message to a worker, whose pool runs it in this process, as threads do."""
+    monkeypatch.setitem(current_app.conf, "broker_url", "memory://")
+    app = current_app._get_current_object()
+    for task in app.tasks.values():
+        monkeypatch.setattr(task, "__trace__", None)
+    pool, reserved, shipped[:] = solo.TaskPool(app=app), [], []
+    consumer = receiving.RecordingConsumer(
+        reserved.append,
+        app=app,
+        pool=pool,
+        hostname="celery@here",
+        timer=Mock(),
+        controller=Mock(**{"state.revoked": set()}),
+    )
+    consumer.event_dispatcher, consumer.qos, consumer.connection = None, Mock(), None
+
+    def receive(body=b"[[7], {}, {}]", **headers):
+        given = {"id": "some-id", "task": ship.name} | headers
+        message = Message(body, "tag", "application/json", "utf-8", headers=given, channel=Mock(no_ack_consumers=None))
+        message.accept = {"application/json"}
+        consumer.update_strategies()
+        consumer.create_task_handler()(message)
+        for request in reserved:
+            # An exception that arrives here would stay in a thread.
+            with suppress(Exception):
+                request.execute_using_pool(pool)
+        reserved.clear()
+        return message
+
+    return receive
+
+
+def test_a_worker_runs_a_message(receive):
+    assert receive().acknowledged
+    assert shipped == [7] and not FailedTask.objects.exists()
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_whatever_a_task_raises_it_has_failed_and_its_message_is_gone(receive, monkeypatch, error):
+    told = Mock()
+    monkeypatch.setattr(be_raised, "on_failure", told)
+    assert receive(json.dumps([[error], {}, {}]).encode(), task=be_raised.name).acknowledged
+    assert type(ERRORS[error]).__name__ in FailedTask.objects.get().exception
+    told.assert_called_once()
+
+
+@pytest.fixture
+def receive_declared(receive, settings):
+    """Return a function that does the same with a task of Django's framework, which has a row; it returns both."""
+    settings.TASKS = {"default": {"BACKEND": "apps.tasks.sending.backend.WorkerBackend", "QUEUES": []}}
+
+    def receive_declared(task, *args):
+        columns = {"path": task.module_path, "backend": "default", "priority": 0, "enqueued_at": timezone.now()}
+        EnqueuedTask.objects.create(id="some-id", args=args, **columns)
+        message = receive(json.dumps([args, {}, {}]).encode(), task=task.module_path, enqueued="some-id")
+        return message, EnqueuedTask.objects.get()
+
+    return receive_declared
+
+
+def test_whatever_a_task_of_the_framework_raises_it_has_failed_and_its_message_is_gone(receive_declared):
+    message, row = receive_declared(declared.be_interrupted)
+    assert message.acknowledged and "KeyboardInterrupt" in FailedTask.objects.get().exception
+    assert row.status == "FAILED" and row.finished_at
+
+
+def test_a_retry_that_cannot_be_sent_is_no_end(receive_declared, monkeypatch):
+    finished = Mock()
+    task_finished.connect(finished)
+    monkeypatch.setattr("celery.Task.apply_async", Mock(side_effect=OperationalError("the broker is away")))
+    message, row = receive_declared(declared.succeed_at, 3)
+    message.channel.basic_reject.assert_called_once_with("tag", requeue=True)
+    assert (row.status, row.finished_at, len(row.errors)) == ("READY", None, 1)
+    assert "the broker is away" in row.errors[0]["traceback"] and "attempt 1" in row.errors[0]["traceback"]
+    assert not finished.called and not FailedTask.objects.exists()
+
+
+@pytest.mark.parametrize("end", [Ignore("I have seen to it."), Reject("Nobody wants it.", requeue=False)])
+def test_a_task_of_the_framework_that_drops_its_message_has_ended(receive_declared, monkeypatch, end):
+    monkeypatch.setattr(declared, "calls", Mock(append=Mock(side_effect=end)))
+    message, row = receive_declared(declared.add, 1)
+    assert message.acknowledged and (row.status, len(row.errors)) == ("FAILED", 1)
+
+
+def test_whoever_calls_a_task_can_interrupt_it():
+    with pytest.raises(KeyboardInterrupt):
+        be_raised("interrupted")
+    with pytest.raises(KeyboardInterrupt):
+        be_raised.apply(args=["interrupted"])
+
+
+@pytest.mark.parametrize("part", ["before_start", "on_success", "after_return"])
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), Reject(requeue=False), MemoryError()])
+def test_whatever_comes_before_or_after_a_task_raises_its_message_is_gone(receive, monkeypatch, part, error):
+    monkeypatch.setattr(ship.__class__, part, Mock(side_effect=error), raising=False)
+    assert receive().acknowledged
+
+
+def test_an_exception_that_ends_the_worker_does(receive, monkeypatch):
+    monkeypatch.setitem(ERRORS, "own", WorkerShutdown(0))
+    with pytest.raises(WorkerShutdown):
+        receive(b'[["own"], {}, {}]', task=be_raised.name)
+
+
+WRONG = ["x", "", 5, -1, 1.5, True, [], ["a"], [[]], {}, {"a": 1}, "\x00", "\ud800", 10**30, float("nan"), float("inf")]
+TIMES = ["9999-12-31T23:59:59-23:59", "0001-01-01T00:00:00+23:59", "2026-02-31T00:00:00", "2026-01-01"]
+
+
+NAMES = (
+    *readable.HEADERS, "id", "task", "eta", "expires", "argsrepr", "kwargsrepr", "lang", "origin", "ignore_result",
+    "utc", "compression", "meth", "get", "headers", "delivery_info", "given_back", "callbacks", "reply_to",
+)  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Exception raised outside body")
+@pytest.mark.parametrize("names", [NAMES[start::3] for start in range(3)])
+def test_a_header_may_be_anything(receive, later, names):
+    for name in names:
+        for value in (*WRONG, *TIMES):
+            before = len(shipped) + FailedTask.objects.count()
+            message = receive(**{"id": f"{name} {value!r}", name: value})
+            assert message.acknowledged and not later, (name, value)
+            # It has run, has left a row, or was too old.
+            is_told = len(shipped) + FailedTask.objects.count() > before
+            assert is_told or name in ("id", "expires"), (name, value)
+
+
+def test_failed_tasks_may_have_any_header(later):
+    names = (*readable.HEADERS, "id", "argsrepr", "kwargsrepr")
+    for value in (*WRONG, {"tries": "x", "since": "bad"}, {"tries": 10**30, "since": TIMES[1]}):
+        headers = {name: value for name in names} | {"id": repr(value)}
+        rows.write_row(Message(b"", headers=headers), ValueError(), "", "celery@here")
+    assert FailedTask.objects.count() == len(WRONG) + 2
+
+
+BODIES = [
+    "null", "[]", '{"a": 1}', "[[1], {}]", "5", '"abc"', "[1, 2, 3]", "[[], {}, []]", "[[], [], {}]", "", "{",
+    '{"args": 5}', '{"args": [7]}', '{"args": [7], "kwargs": 5}', '[[7], {}, {"callbacks": 5}]',
+    '[[7], {}, {"callbacks": [{}]}]',
+    '[[7], {}, {"chain": 5}]', '[[7], {}, {"chain": [5]}]', '[[7], {}, {"errbacks": 5}]', '[[], {}, {"errbacks": 5}]',
+    '[[], {}, {"errbacks": [{"task": 5}]}]', '[[7], {}, {"chord": 5}]', '[[7], {}, {"get": 5}]',
+    '[[7], {"a": 1}, null]',
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Exception raised outside body")
+@pytest.mark.parametrize("headers", [{}, {"task": None}, {"task": "nowhere"}])
+def test_a_body_may_be_anything(receive, later, headers):
+    for body in BODIES:
+        before = len(shipped) + FailedTask.objects.count()
+        assert receive(body.encode(), id=body, **headers).acknowledged and not later, body
+        assert len(shipped) + FailedTask.objects.count() > before, body
+
+
+def test_a_message_without_an_id_and_of_an_unknown_task_is_gone(receive):
+    message = receive(b"[]", id=None, task="nowhere")
+    assert message.acknowledged and "NotRegistered" in FailedTask.objects.get().exception
+
+
+def test_a_worker_goes_on_where_celery_has_a_new_mistake(receive, monkeypatch):
+    monkeypatch.setattr(failures.readable, "check", Mock(side_effect=ZeroDivisionError))
+    assert receive().acknowledged and "ZeroDivisionError" in FailedTask.objects.get().exception
 
 
 @pytest.mark.parametrize("status, then", [("READY", "FAILED"), ("SUCCESSFUL", "SUCCESSFUL")])
 def test_a_task_of_the_framework_that_no_worker_knows_has_failed_in_its_row_too(
     consumer, make_request, monkeypatch, status, then
 ):
-    monkeypatch.setattr(failures.Consumer, "on_unknown_task", lambda self, body, message, error: None)
+    monkeypatch.setattr(receiving.Consumer, "on_unknown_task", lambda self, body, message, error: None)
     consumer.hostname = "celery@here"
     for each in ("some-id", "another"):
         EnqueuedTask.objects.create(
@@ -308,9 +584,14 @@ def test_a_task_that_ends_whole_workers_is_given_up(settings):
         deliveries.count_return("some-id")
 
 
-def test_only_messages_that_come_back_are_counted():
-    ship.apply(args=(7,))
-    assert not ReturnedTask.objects.exists()
+@pytest.mark.parametrize("redelivered, given_back, times", [(False, None, 0), (True, None, 1), (True, True, 0)])
+def test_only_messages_that_come_back_because_their_worker_has_died_are_counted(
+    make_request, redelivered, given_back, times
+):
+    request = make_request(given_back=given_back).request_dict
+    request["delivery_info"]["redelivered"] = redelivered
+    trace_task(ship, "some-id", [7], {}, request, app=current_app)
+    assert sum(ReturnedTask.objects.values_list("times", flat=True)) == times
 
 
 def test_a_task_that_is_retried_for_ever_outlives_any_number_of_stops(settings):

@@ -1,5 +1,6 @@
 """A Redis that answers, but takes nothing now, is for everybody like one that is away; and it is named."""
 
+import json
 import subprocess
 import time
 
@@ -211,6 +212,64 @@ def test_a_message_whose_task_goes_on_stays_taken_when_its_channel_closes(server
     with current_app.connection_for_read() as connection:
         connection.channel().qos.restore_visible()
     assert (server.client.hlen("unacked"), waiting(server)) == (0, 0)
+
+
+PROPERTIES = {"delivery_tag": "tag", "delivery_info": {"exchange": "", "routing_key": "celery"}}
+ENVELOPE = {"body": "e30=", "headers": {}, "properties": PROPERTIES}
+BROKEN_ENVELOPES = [
+    [],
+    {"a": 1},
+    ENVELOPE | {"properties": []},
+    ENVELOPE | {"properties": {"delivery_info": {}}},
+    ENVELOPE | {"properties": PROPERTIES | {"delivery_tag": ["tag"]}},
+    ENVELOPE | {"properties": PROPERTIES | {"delivery_info": None}},
+    ENVELOPE | {"properties": PROPERTIES | {"delivery_info": [1]}},
+    ENVELOPE | {"properties": PROPERTIES | {"delivery_info": {"exchange": 5}}},
+    ENVELOPE | {"properties": PROPERTIES | {"body_encoding": "none"}},
+    ENVELOPE | {"properties": PROPERTIES | {"body_encoding": "base64"}, "body": "x"},
+    ENVELOPE | {"headers": ["a"]},
+    ENVELOPE | {"headers": "abc"},
+    ENVELOPE | {"body": 5},
+]
+
+
+@pytest.mark.parametrize("text", [b"", b"no JSON", b"\x00\xff", b"null", *map(json.dumps, BROKEN_ENVELOPES)])
+def test_what_is_no_message_is_taken_as_one_given_back_and_acknowledged(server, text):
+    server.client.lpush("celery\x06\x163", text)
+    with current_app.connection_for_read() as connection:
+        message, channel = take(connection)
+        assert server.client.hlen("unacked") == server.client.zcard("unacked_index") == 1
+        channel.qos.restore_unacked()
+        message, channel = take(connection)
+        assert "task" not in message.headers and isinstance(message.body, bytes | str | None)
+        message.ack()
+    assert (server.client.hlen("unacked"), server.client.exists("celery", "celery\x06\x163")) == (0, 0)
+
+
+def test_a_message_says_whether_a_living_worker_has_given_it_back(server):
+    greet.delay()
+    with current_app.connection_for_read() as connection:
+        for give_back, is_given_back in [
+            (lambda qos, tag: qos.restore_unacked(), True),
+            (lambda qos, tag: server.client.zadd("unacked_index", {tag: 1}) or qos.restore_visible(interval=1), False),
+            (lambda qos, tag: qos.reject(tag, requeue=True), True),
+        ]:
+            message, channel = take(connection)
+            give_back(channel.qos, message.delivery_tag)
+            channel.qos._delivered.clear()
+            [text] = server.client.lrange("celery", 0, -1)
+            headers = json.loads(text)["headers"]
+            assert (headers["redelivered"], headers["given_back"]) == (True, is_given_back)
+
+
+def test_one_message_that_cannot_be_given_back_stops_no_other(server, caplog):
+    greet.delay()
+    with current_app.connection_for_read() as connection:
+        message, channel = take(connection)
+        server.client.hset("unacked", "broken", "no JSON")
+        channel.qos._delivered = {"broken": None, message.delivery_tag: message}
+        channel.qos.restore_unacked()
+    assert waiting(server) == 1 and "cannot be given back" in caplog.text
 
 
 def test_an_error_of_it_is_one_of_the_connection_to_whoever_takes(server):

@@ -30,6 +30,7 @@ def process(pid):
 def worker(monkeypatch):
     """A worker with two processes and a queue that are not there; `events` holds what happens to them."""
     monkeypatch.setattr(state, "should_terminate", None)
+    monkeypatch.setattr(state, "active_requests", set())
     monkeypatch.setattr(worker_shutting_down, "receivers", [])
     events = Mock()
     monkeypatch.setattr("os._exit", events.exit)
@@ -191,10 +192,63 @@ def test_rabbitmq_gives_back_by_itself(worker):
     assert happened(worker)[-3:] == KILLED
 
 
+def test_it_leaves_when_acknowledging_fails_and_not_before_its_time(worker, settings, clock, monkeypatch):
+    settings.WORKER_STOP_SECONDS = 25
+    state.reserved_requests.add("a task without an end")
+    monkeypatch.setattr(stopping, "_acknowledge", Mock(side_effect=RuntimeError("a mistake")))
+    stop(worker)
+    assert int(clock.seconds) == 25 and ("restore_unacked",) in happened(worker)
+
+
 def test_it_ends_even_if_the_broker_is_away(worker, caplog):
     worker.events.restore_unacked.side_effect = ConnectionError
     stopping.give_back_and_leave(worker)
     assert happened(worker)[-3:] == KILLED and "Not all could be given back" in caplog.text
+
+
+class Changing(set):
+    """A set that another thread changes while somebody goes through it for the first time."""
+
+    is_changed = False
+
+    def __iter__(self):
+        if not self.is_changed:
+            self.is_changed = True
+            raise RuntimeError("Set changed size during iteration")
+        return super().__iter__()
+
+
+class Running:
+    """A task that runs."""
+
+    _message = SimpleNamespace(delivery_tag="tag")
+
+    def humaninfo(self):
+        return "ship[1]"
+
+
+def test_what_runs_is_given_back_while_another_thread_changes_the_set_of_it(worker, monkeypatch, caplog):
+    worker.events._delivered = {}
+    monkeypatch.setattr(state, "active_requests", Changing([Running()]))
+    stopping.give_back_and_leave(worker)
+    assert ("restore_unacked",) in happened(worker)
+    # It came by a connection that was lost meanwhile.
+    assert list(worker.events._delivered) == ["tag"] and "ship[1]" in caplog.text
+
+
+@pytest.mark.parametrize("step", ["_read_results", "_tell", "_acknowledge", "in_words", "_has_result"])
+def test_one_step_that_fails_stops_no_other(worker, monkeypatch, step):
+    monkeypatch.setattr(state, "active_requests", Changing([Running()]))
+    worker.events._delivered = {}
+    monkeypatch.setattr(stopping, step, Mock(side_effect=RuntimeError("a mistake")))
+    stopping.give_back_and_leave(worker)
+    assert ("restore_unacked",) in happened(worker) and happened(worker)[-3:] == KILLED
+
+
+def test_a_process_that_cannot_be_stopped_stops_no_giving_back(worker, monkeypatch):
+    monkeypatch.setattr("os.kill", Mock(side_effect=[PermissionError, None, None]))
+    stopping.give_back_and_leave(worker)
+    assert happened(worker) == [("restore_unacked",), ("exit", 0)]
 
 
 def test_it_ends_even_if_a_process_cannot_be_killed(worker, monkeypatch):
@@ -209,7 +263,7 @@ def on_windows(monkeypatch):
     """The module as it is where these signals do not exist."""
     monkeypatch.delattr(signal, "SIGSTOP", raising=False)
     monkeypatch.delattr(signal, "SIGKILL", raising=False)
-    spec = importlib.util.spec_from_file_location("apps.tasks.stopping_on_windows", stopping.__file__)
+    spec = importlib.util.spec_from_file_location("apps.tasks.worker.stopping_on_windows", stopping.__file__)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

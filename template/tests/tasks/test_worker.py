@@ -37,6 +37,7 @@ def consumer(tmp_path, monkeypatch):
         channel_errors=(PermissionError,),
         connection=connection,
         hub=object(),
+        initial_prefetch_count=2,
         pool=object.__new__(Prefork),
         restart_count=0,
         task_consumer=SimpleNamespace(channel=channel, queues=[SimpleNamespace(name="celery")]),
@@ -126,6 +127,14 @@ def test_a_worker_whose_places_are_taken_is_alive(consumer):
     channel.qos.can_consume.return_value = False
     worker._look(consumer)
     assert alive.problem("worker") is None
+
+
+@pytest.mark.parametrize("held, slots, is_alive", [(1, 2, True), (2, 2, False), (9, 0, True)])
+def test_a_worker_whose_places_are_held_by_failed_tasks_for_long_is_not(consumer, monkeypatch, held, slots, is_alive):
+    consumer.initial_prefetch_count = slots
+    monkeypatch.setattr(worker, "held_for_long", lambda: held)
+    worker._look(consumer)
+    assert (alive.problem("worker") is None) == is_alive
 
 
 def test_a_worker_that_lost_rabbitmq_is_not(consumer):

@@ -1,17 +1,41 @@
-"""Kombu's records of unacknowledged messages on Redis, for a server that cannot accept an update at the moment."""
+"""Kombu's messages on Redis, and its records of unacknowledged ones, for broken messages and a server that refuses."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 from kombu.transport import redis, virtual
+from kombu.utils.json import dumps
+from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import OutOfMemoryError
+from redis.exceptions import TimeoutError as NoAnswer
 
 logger = logging.getLogger(__name__)
 
 # The delivery tags of messages whose tasks have ended, which could not be acknowledged to the server yet.
 untold: set[str] = set()
+# Whether a message is requeued now because nobody has acknowledged it in time, so that its worker may have died.
+is_overdue: ContextVar[bool] = ContextVar("is_overdue", default=False)
+
+
+class Message(virtual.Message):
+    """A message. If a part of its envelope is broken, it has no headers, and its body is the envelope as text."""
+
+    def __init__(self, payload: dict[str, Any], channel: Any = None, **options: Any) -> None:
+        try:
+            super().__init__(payload, channel, **options)
+            dicts = (self.headers, self.properties, self.delivery_info)
+            is_whole = all(isinstance(each, dict) for each in dicts) and isinstance(self.body, bytes | str | None)
+        except Exception:
+            is_whole = False
+        if not is_whole:
+            properties = {name: payload["properties"][name] for name in ("delivery_tag", "delivery_info")}
+            if not isinstance(properties["delivery_info"], dict):
+                properties["delivery_info"] = {}
+            super().__init__({"body": dumps(payload), "properties": properties}, channel, **options)
 
 
 class QoS(redis.QoS):
@@ -45,9 +69,13 @@ class QoS(redis.QoS):
     def restore_visible(self, *args: Any, **options: Any) -> None:
         """Send the delayed acknowledgements, and then requeue what is overdue."""
         self._tell()
-        # A server whose memory is full cannot requeue anything. It is asked again soon.
-        with suppress(OutOfMemoryError):
-            super().restore_visible(*args, **options)
+        token = is_overdue.set(True)
+        try:
+            # A server whose memory is full cannot requeue anything. It is asked again soon.
+            with suppress(OutOfMemoryError):
+                super().restore_visible(*args, **options)
+        finally:
+            is_overdue.reset(token)
 
     def keep(self, delivery_tags: Iterable[str]) -> None:
         """Do not requeue these messages when the channel closes, because their tasks go on without it.
@@ -58,10 +86,12 @@ class QoS(redis.QoS):
             self._delivered.pop(delivery_tag, None)
 
     def restore_unacked(self, client: Any = None) -> None:
-        """Requeue what this process has taken and not acknowledged."""
-        self._tell()
+        """Requeue what this process has taken and not acknowledged. One that cannot be requeued stops no other."""
+        _attempt(self._tell)
         self._flush()
-        super().restore_unacked(client)
+        for delivery_tag in tuple(self._delivered):
+            _attempt(partial(self.restore_by_tag, delivery_tag, client))
+        self._delivered.clear()
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
         """Requeue what this process has taken, because the channel closes. The server redelivers the rest later."""
@@ -77,3 +107,13 @@ class QoS(redis.QoS):
             virtual.QoS.append(self, message, delivery_tag)
         else:
             super().append(message, delivery_tag)
+
+
+def _attempt(step: Callable[[], object]) -> None:
+    """Call a function, and log what it raises, unless no other call would succeed either."""
+    try:
+        step()
+    except (ConnectionLost, NoAnswer):
+        raise
+    except Exception as error:
+        logger.error("The broker will deliver again what cannot be given back: %s", error)

@@ -22,7 +22,7 @@ from kombu.transport import redis
 from kombu.utils.json import dumps
 from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
 
-from .redis_records import QoS
+from .redis_records import Message, QoS, is_overdue
 from .redis_rights import examine, lacking_right, refusal
 
 logger = logging.getLogger(__name__)
@@ -34,15 +34,23 @@ BELL_MILLISECONDS = 60_000
 # How often a worker without an event loop checks for a free slot, in seconds.
 FULL_SECONDS = 0.05
 
-# KEYS: the queues, highest priority first, then the two records that kombu keeps. RPOP comes first, because a server
-# whose memory is full refuses the other commands as the first write of a script, so a full queue could not be drained.
+# KEYS: the queues, highest priority first, then the two records that kombu keeps. ARGV: the time, and the name of each
+# queue. RPOP comes first, because a server whose memory is full refuses the other commands as the first write of a
+# script, so a full queue could not be drained. What is no message of kombu's becomes the body of one, so that somebody
+# gets it and can acknowledge it.
 TAKE = """
 for i = 1, #KEYS - 2 do
   local item = redis.call('RPOP', KEYS[i])
   if item then
-    pcall(function()
+    local is_message, tag, info = pcall(function()
       local properties = cjson.decode(item).properties
-      local tag, info = properties.delivery_tag, properties.delivery_info
+      return properties.delivery_tag, properties.delivery_info
+    end)
+    if not (is_message and type(tag) == 'string' and type(info) == 'table' and type(info.routing_key) == 'string') then
+      tag, info = redis.sha1hex(item .. ARGV[1]), {exchange = '', routing_key = ARGV[i + 1]}
+      item = cjson.encode({body = item, headers = {}, properties = {delivery_tag = tag, delivery_info = info}})
+    end
+    pcall(function()
       local names = cjson.encode(info.exchange) .. ',' .. cjson.encode(info.routing_key)
       redis.call('HSET', KEYS[#KEYS - 1], tag, '[' .. item .. ',' .. names .. ']')
       redis.call('ZADD', KEYS[#KEYS], ARGV[1], tag)
@@ -57,6 +65,7 @@ return false
 class Channel(redis.Channel):
     """A channel that takes messages by the script, unless a consumer wants them unrecorded."""
 
+    Message = Message
     QoS = QoS
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -92,6 +101,14 @@ class Channel(redis.Channel):
         except OutOfMemoryError:
             if queue not in self._expires and all(name != queue for *_, name in self.get_table(exchange)):
                 raise
+
+    def _do_restore_message(self, payload: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """Requeue a message. Say in it whether a living worker gives it back, because only deaths count against it."""
+        if not isinstance(payload.get("headers"), dict):
+            # Kombu would lose such a message.
+            payload["headers"] = {}
+        payload["headers"]["given_back"] = not is_overdue.get()
+        super()._do_restore_message(payload, *args, **kwargs)
 
     def _delete(self, *args: Any, **kwargs: Any) -> None:
         try:
@@ -150,7 +167,8 @@ class Channel(redis.Channel):
         if self.taking:
             keys = [self._q_for_pri(queue, priority) for priority in self.priority_steps for queue in queues]
             keys = self._prefixed([*keys, self.unacked_key, self.unacked_index_key])
-            self._in_poll.send_command("EVAL", TAKE, len(keys), *keys, time())
+            names = list(queues) * len(self.priority_steps)
+            self._in_poll.send_command("EVAL", TAKE, len(keys), *keys, time(), *names)
         else:
             bells = self._prefixed(map(self._bell, queues))
             self._in_poll.send_command("BRPOP", *bells, timeout or self.brpop_timeout or 0)

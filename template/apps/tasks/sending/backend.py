@@ -12,7 +12,7 @@ from typing import Any
 
 from celery import shared_task
 from celery.app.task import Context
-from celery.exceptions import Ignore, Retry, TaskRevokedError, TimeLimitExceeded, WorkerLostError
+from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError, TimeLimitExceeded, WorkerLostError
 from celery.signals import task_revoked
 from django.db import connection, transaction
 from django.utils import timezone
@@ -100,6 +100,11 @@ class BackgroundTask(RetryingTask):
             value = super().run_function(args, kwargs)
         except Retry as retry:
             execution.postpone(result, retry.exc or retry)
+            raise
+        except Reject as rejection:
+            # A retry, for example, that could not be sent: the message is delivered again.
+            record = execution.postpone if rejection.requeue else partial(execution.fail, WorkerBackend)
+            record(result, rejection.reason if isinstance(rejection.reason, BaseException) else rejection)
             raise
         except Exception as error:
             execution.fail(WorkerBackend, result, error)

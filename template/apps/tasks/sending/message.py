@@ -120,3 +120,11 @@ def back_in_trace() -> Iterator[None]:
 def was_redelivered(request: Context) -> bool:
     """Return whether the broker has delivered the message of a task before."""
     return bool((request.delivery_info or {}).get("redelivered"))
+
+
+def has_lost_its_worker(request: Context) -> bool:
+    """Return whether the last worker that had the message has died, as far as the broker can tell.
+
+    On Redis, a worker that lives says so when it gives a message back.
+    """
+    return was_redelivered(request) and not request.get("given_back")

@@ -1,5 +1,6 @@
 """The task in a worker: how it starts, is replaced, is retried and ends."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from billiard.common import terminate_handler_fired
 from celery.canvas import Signature
 from celery.contrib.django.task import DjangoTask
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, Reject, WorkerShutdown, WorkerTerminate
 from celery.result import allow_join_result
 from django.db import transaction
 from kombu.exceptions import OperationalError
@@ -16,7 +17,7 @@ from apps.background.isolation import isolated
 from apps.tasks.broker.queues import DELAY_LEVELS
 
 from . import canvas
-from .message import was_redelivered
+from .message import has_lost_its_worker
 
 
 class RunningTask(DjangoTask):
@@ -43,14 +44,19 @@ class RunningTask(DjangoTask):
         return result
 
     def run_function(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Run the function. If it exits or runs out of memory, the task has failed. Celery would end the worker."""
+        """Run the function. Whatever it raises, the task has failed.
+
+        If it exits, is cancelled or runs out of memory, Celery would end the worker, or never acknowledge the message.
+        """
         try:
             return self.run(*args, **kwargs)
-        except (MemoryError, SystemExit) as error:
-            # A pool process that gets a signal exits in this way, too.
-            if isinstance(error, SystemExit) and terminate_handler_fired():
+        except BaseException as error:
+            # Somebody waits in front of a task that is called, and not sent.
+            is_ctrl_c = isinstance(error, KeyboardInterrupt) and (self.request.called_directly or self.request.is_eager)
+            failure = as_failure(error)
+            if failure is error or is_ctrl_c or is_for_the_worker(error, self._time_limit()):
                 raise
-            raise RuntimeError(f"The task raised {error!r}.") from error
+            raise failure from error
 
     def on_replace(self, sig: Signature) -> Any:
         """Replace this task with another one that has the same id, and that keeps its result if this one does.
@@ -118,7 +124,7 @@ class RunningTask(DjangoTask):
         # These modules import models, which are not loaded yet when Celery asks for the class of its tasks.
         from . import deliveries, outbox
 
-        if was_redelivered(self.request):
+        if has_lost_its_worker(self.request):
             deliveries.count_return(task_id, self.request.retries or 0)
         row_id = self.request.get("outgoing")
         if row_id and not outbox.is_open(row_id):
@@ -131,5 +137,31 @@ class RunningTask(DjangoTask):
         if received_at is None or visibility is None:
             return False
         # A worker holds any number of messages with a countdown, and all of them may become due at once.
-        limit = (self.request.timelimit or (None,))[0] or self.time_limit or 0
-        return monotonic() - received_at > max(visibility - limit, visibility / 2)
+        return monotonic() - received_at > max(visibility - self._time_limit(), visibility / 2)
+
+    def _time_limit(self) -> float:
+        """Return after how many seconds the task is killed, or 0 for never."""
+        return (self.request.timelimit or (None,))[0] or self.time_limit or 0
+
+
+def is_for_the_worker(error: BaseException, time_limit: float | None = None) -> bool:
+    """Return whether an exception stops the worker or one of its processes, or is how gevent kills a task.
+
+    `time_limit` tells Celery's own timeout on gevent from one that the function has set and let pass.
+    """
+    if isinstance(error, SystemExit):
+        # A pool process that gets a signal exits in this way.
+        return terminate_handler_fired() or isinstance(error, (WorkerShutdown, WorkerTerminate))
+    gevent = sys.modules.get("gevent")
+    if gevent and isinstance(error, gevent.Timeout):
+        return time_limit is None or error.seconds == time_limit
+    return bool(gevent) and isinstance(error, gevent.GreenletExit)
+
+
+def as_failure(error: BaseException) -> Exception:
+    """Return the exception, or an error in place of one with which Celery does not end a task."""
+    if isinstance(error, Exception) and not isinstance(error, MemoryError):
+        return error
+    failure = RuntimeError(f"The task raised {error!r}.")
+    failure.__cause__ = error
+    return failure

@@ -10,6 +10,7 @@ from celery.exceptions import WorkerShutdown
 from celery.worker.consumer import Consumer
 
 from . import alive
+from .rows import held_for_long
 
 logger = logging.getLogger(__name__)
 
@@ -140,8 +141,17 @@ class Upkeep(StartStopStep):
 
 
 def _look(consumer: Consumer) -> None:
-    if consumer.task_consumer and consumer.task_consumer.queues and takes_tasks(consumer):
+    if is_held(consumer):
+        logger.error("All slots are held by failed tasks whose rows cannot be written, and have been for long.")
+    elif consumer.task_consumer and consumer.task_consumer.queues and takes_tasks(consumer):
         alive.touch("worker")
+
+
+def is_held(consumer: Consumer) -> bool:
+    """Return whether the worker takes no more tasks, because the messages that it may hold have failed for long."""
+    # Unlike the current limit, this one does not count the messages whose time has not come.
+    slots = consumer.initial_prefetch_count
+    return 0 < slots <= held_for_long()
 
 
 def takes_tasks(consumer: Consumer) -> bool:

@@ -16,7 +16,6 @@ from celery.app.task import Context
 from celery.exceptions import (
     Ignore,
     InvalidTaskError,
-    NotRegistered,
     Reject,
     Retry,
     Terminated,
@@ -25,22 +24,19 @@ from celery.exceptions import (
 )
 from celery.utils.serialization import get_pickled_exception
 from celery.worker import state
-from celery.worker.consumer import Consumer
 from celery.worker.request import Request
 from django.conf import settings
-from django.db import Error as DatabaseProblem
 from kombu import Message
+from kombu.exceptions import ContentDisallowed, DecodeError
 
-from apps.background.records import close
 from apps.tasks.sending.deliveries import WorkerKiller
 from apps.tasks.sending.outbox import forget
 
+from . import readable
 from .replay import pack, publish
-from .rows import once_written, task_id_of, write_row
+from .rows import in_words, is_away, once_written, write_row
 
 logger = logging.getLogger(__name__)
-
-# Tasks that ran -------------------------------------------------------------
 
 
 class RecordingRequest(Request):
@@ -49,8 +45,17 @@ class RecordingRequest(Request):
     has_row = False
 
     def __init__(self, message: Message, **options: Any) -> None:
-        """Record when the message arrived, because `ProjectTask.before_start` asks how long it was held."""
-        super().__init__(message, **options)
+        """Record when the message arrived, because `ProjectTask.before_start` asks how long it was held.
+
+        Raises InvalidTaskError if the message cannot be run.
+        """
+        try:
+            super().__init__(message, **options)
+            readable.check(self)
+        except (ContentDisallowed, DecodeError, InvalidTaskError):
+            raise
+        except Exception as error:
+            raise InvalidTaskError(f"The message cannot be read: {in_words(partial(repr, error))}") from error
         self._request_dict["received_at"] = monotonic()
 
     def on_failure(self, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False) -> None:
@@ -92,17 +97,19 @@ class RecordingRequest(Request):
             elif not is_kept:
                 forget(outgoing)
 
-        once_written(self.humaninfo(), write, finish)
+        def release() -> None:
+            try:
+                finish()
+            except Exception:
+                # Celery stores a result, for example, before it acknowledges the message.
+                logger.exception("%s has ended, and what follows its end has failed.", in_words(self.humaninfo))
+                self.acknowledge()
+
+        once_written(in_words(self.humaninfo), write, release)
 
     def _record_end(self, record_end: Callable[..., None], error: BaseException, traceback: str) -> None:
-        """Let the task record its end. Only a database that is away may delay what follows."""
-        try:
-            record_end(Context(self._request_dict), error, traceback)
-        except DatabaseProblem:
-            raise
-        except Exception:
-            # For example, a receiver of `task_finished` has a mistake, which the next attempt would meet again.
-            logger.exception("%s has failed, and what records its end has failed too.", self.humaninfo())
+        """Let the task record its end. For example, a receiver of `task_finished` may have a mistake."""
+        unless_away(lambda: record_end(Context(self._request_dict), error, traceback), in_words(self.humaninfo))
 
     def _is_end(self, error: BaseException) -> bool:
         """Return whether the task has failed, and will not run again."""
@@ -132,12 +139,23 @@ class RecordingRequest(Request):
             publish(pack(self._message), lost_workers=losses)
         except Exception as error:
             # Whatever the reason, a message that is neither sent nor given back would wait until this worker exits.
-            logger.error("%s has lost its process, and goes back as it is: %s", self.humaninfo(), error)
+            logger.error("%s has lost its process, and goes back as it is: %s", in_words(self.humaninfo), error)
             return False
-        logger.warning("%s has lost its process, and was sent again.", self.humaninfo())
+        logger.warning("%s has lost its process, and was sent again.", in_words(self.humaninfo))
         state.task_ready(self)
         self.acknowledge()
         return True
+
+
+def unless_away(record: Callable[[], None], what: str) -> None:
+    """Call a function that records the end of a task. Only a database that is away may delay what follows."""
+    try:
+        record()
+    except Exception as error:
+        if is_away(error):
+            raise
+        # The next attempt would meet the same mistake.
+        logger.exception("%s has failed, and what records its end has failed too.", what)
 
 
 def _unwrapped(error: BaseException) -> BaseException:
@@ -145,62 +163,13 @@ def _unwrapped(error: BaseException) -> BaseException:
 
 
 def _killer(losses: int, error: BaseException) -> ExceptionInfo:
+    told = in_words(partial(str, error))
+    return failure_info(WorkerKiller(f"The task was started {losses} times, and its process died each time: {told}"))
+
+
+def failure_info(error: Exception) -> ExceptionInfo:
+    """Return the error as pools report it."""
     try:
-        raise WorkerKiller(f"The task was started {losses} times, and its process died each time: {error}")
-    except WorkerKiller:
+        raise error
+    except Exception:
         return ExceptionInfo()
-
-
-# Messages that no task could be made of -------------------------------------
-
-
-class RecordingConsumer(Consumer):
-    """The part of the worker that receives messages. A message that it cannot run also leaves a row."""
-
-    def on_connection_error_after_connected(self, exc: Exception) -> None:
-        """Log the broker's answer, which the Redis client hides from Celery's own log, then connect again."""
-        logger.warning("The connection to the broker is given up: %s", exc)
-        # Redis would hand the tasks that go on here to other workers at once. RabbitMQ does so by itself.
-        channel = getattr(self.task_consumer, "channel", None)
-        if keep := getattr(getattr(channel, "qos", None), "keep", None):
-            keep(request._message.delivery_tag for request in tuple(state.active_requests))
-        super().on_connection_error_after_connected(exc)
-
-    def on_close(self) -> None:
-        """Forget the tasks that have not begun, but none that a process of the pool may have begun unnoticed.
-
-        Celery also forgets a task that has been written to a process, and is run there, until the process says so.
-        Nobody would acknowledge it, so it would run again elsewhere, and no time limit would end it.
-        """
-        pool = getattr(self.pool, "_pool", None)
-        for call in tuple(getattr(pool, "_cache", {}).values()):
-            if call._write_to and call not in pool.outbound_buffer:
-                call._accepted = True
-        super().on_close()
-
-    def on_unknown_message(self, body: Any, message: Message) -> None:
-        """Keep a message that is not Celery's."""
-        error = InvalidTaskError("The message is none of a task.")
-        self._give_up(message, error, partial(super().on_unknown_message, body, message))
-
-    def on_unknown_task(self, body: Any, message: Message, exc: Exception) -> None:
-        """Keep a task that this release does not know, because the next or the previous release may know it."""
-        self._give_up(message, NotRegistered(*exc.args), partial(super().on_unknown_task, body, message, exc))
-
-    def on_invalid_task(self, body: Any, message: Message, exc: Exception) -> None:
-        """Keep a message of which a part is invalid."""
-        self._give_up(message, exc, partial(super().on_invalid_task, body, message, exc))
-
-    def on_decode_error(self, message: Message, exc: Exception) -> None:
-        """Keep a message whose body cannot be read."""
-        self._give_up(message, exc, partial(super().on_decode_error, message, exc))
-
-    def _give_up(self, message: Message, error: Exception, finish: Callable[[], None]) -> None:
-        def write() -> None:
-            task_id = task_id_of(message)
-            # Otherwise a task of apps.background would be "ready" for ever.
-            if task_id == (message.headers or {}).get("enqueued"):
-                close(task_id, error)
-            write_row(message, error, "", self.hostname)
-
-        once_written(task_id_of(message), write, finish)

@@ -20,7 +20,7 @@ PROPERTIES = ("correlation_id", "priority", "reply_to")
 
 def pack(message: Message) -> str:
     """Return everything needed to publish the message again, as text."""
-    body, delivery, properties = message.body, message.delivery_info or {}, message.properties or {}
+    body, delivery, properties = message.body or b"", message.delivery_info or {}, message.properties or {}
     packed = {
         # Text stays readable, and every other byte survives the round trip.
         "body": body if isinstance(body, str) else bytes(body).decode("utf-8", "surrogateescape"),
@@ -57,19 +57,21 @@ def publish(packed: str, **changed_headers: Any) -> None:
 
 def _own_headers(headers: dict[str, Any]) -> dict[str, Any]:
     """Return the headers without those of the previous delivery: its due time, which is past, and the broker's own."""
-    passed = ("compression", "eta", "redelivered")
+    passed = ("compression", "eta", "given_back", "redelivered")
     return {name: value for name, value in headers.items() if name not in passed and not name.startswith("x-")}
 
 
 def send_again(failed_task_id: int) -> bool:
-    """Requeue the message of this row, and delete the row. Return False if somebody else has just done so.
+    """Requeue the message of this row, and delete the row.
+
+    Return False if somebody else has just done so, or if the message could not be kept. The row then says why.
 
     Raises OperationalError, and keeps the row, if the broker does not accept the message.
     """
     with transaction.atomic():
         # Locked, so that only one of two people who do this at the same time succeeds.
         failed = FailedTask.objects.select_for_update().filter(pk=failed_task_id).first()
-        if failed is None:
+        if failed is None or not failed.message:
             return False
         earlier = {"tries": failed.tries, "since": clock.passed(failed.first_failed_at).isoformat()}
         # `outgoing` is dropped, because a worker would find that the outbox is done with this task.

@@ -24,6 +24,9 @@ from kombu import pidbox
 
 from apps.tasks.broker.options import WORKER_SECONDS, answer_limits
 
+from .rows import in_words
+from .snapshot import running_requests
+
 logger = logging.getLogger(__name__)
 
 # Windows has neither signal: nothing suspends a process there, and SIGTERM ends it at once.
@@ -103,39 +106,56 @@ def leave_later(worker: WorkController) -> None:
             time.sleep(1)
             if state.reserved_requests or state.active_requests or getattr(_pool(worker), "_cache", None):
                 idle_since = time.monotonic()
-            _acknowledge(worker)
+            _attempt(partial(_acknowledge, worker))
     finally:
         give_back_and_leave(worker)
 
 
 def give_back_and_leave(worker: WorkController) -> None:
-    """Give the messages of running tasks back to the broker, for other workers, and exit."""
+    """Give the messages of running tasks back to the broker, for other workers, and exit.
+
+    Whatever goes wrong in one of the steps, the others follow.
+    """
     processes = list(getattr(_pool(worker), "_pool", ()))
     children = [process.pid for process in processes]
+    # Marks that the processes below do not die because of their tasks.
+    state.should_terminate = True
     try:
-        # Marks that the processes below do not die because of their tasks.
-        state.should_terminate = True
         # They are stopped before another worker can start the same task, and killed when nothing here would react to it
         # any more.
-        _send(STOP, children)
-        end = time.monotonic() + READING_SECONDS
-        while time.monotonic() < end and any(map(_has_result, processes)):
-            time.sleep(RESULT_SECONDS)
-        time.sleep(SETTLING_SECONDS)
-        if running := ", ".join(request.humaninfo() for request in tuple(state.active_requests)):
-            logger.warning("Given back, because they still run after %s s: %s", settings.WORKER_STOP_SECONDS, running)
-        else:
-            logger.warning("Left without waiting any longer for the broker's answer to the goodbye")
-        _acknowledge(worker)
-        _give_back(worker)
-    except Exception:
-        logger.exception("Not all could be given back; the broker delivers it again by itself")
+        _attempt(partial(_send, STOP, children))
+        _attempt(partial(_read_results, processes))
+        _attempt(_tell)
+        _attempt(partial(_acknowledge, worker))
+        _attempt(partial(_give_back, worker))
     finally:
         # Nothing may come in between: if this thread failed here, the worker would never exit.
         try:
             _send(KILL, children)
         finally:
             os._exit(0)
+
+
+def _attempt(step: Callable[[], None]) -> None:
+    try:
+        step()
+    except Exception:
+        logger.exception("Not all could be given back; the broker delivers it again by itself")
+
+
+def _read_results(processes: list[Any]) -> None:
+    """Wait until the main thread has read what the processes have said last, and has acted on it."""
+    end = time.monotonic() + READING_SECONDS
+    while time.monotonic() < end and any(map(_has_result, processes)):
+        time.sleep(RESULT_SECONDS)
+    time.sleep(SETTLING_SECONDS)
+
+
+def _tell() -> None:
+    if running := ", ".join(in_words(request.humaninfo) for request in running_requests()):
+        logger.warning("Given back, because they still run after %s s: %s", settings.WORKER_STOP_SECONDS, running)
+    else:
+        logger.warning("Left without waiting any longer for the broker's answer to the goodbye")
 
 
 def _send(number: signal.Signals | None, pids: list[int]) -> None:
@@ -162,4 +182,7 @@ def _acknowledge(worker: WorkController) -> None:
 def _give_back(worker: WorkController) -> None:
     """Requeue the unacknowledged messages. RabbitMQ, whose channels keep no list, does so by itself."""
     if qos := getattr(worker.consumer.task_consumer.channel, "qos", None):
+        for request in running_requests():
+            # It may have come by a connection that was lost meanwhile.
+            qos._delivered.setdefault(request._message.delivery_tag, request._message)
         qos.restore_unacked()
