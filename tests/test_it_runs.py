@@ -30,6 +30,7 @@ from tests.processes import (
     installed,
     interpreter,
     needed,
+    postgresql_server,
     rabbitmq_server,
     redis_server,
     run,
@@ -339,11 +340,14 @@ def test_the_workflow_would_pass(template_repo, tmp_path, answers, own_tests, pa
         take_newest(project)
     template.commit_all(project)
     commands, variables, version = workflow_steps(project)
-    output = run_workflow(project, commands, version, **variables)
+    assert variables.pop("DATABASE_URL").startswith("postgres://")
+    with postgresql_server() as database:
+        output = run_workflow(project, commands, version, DATABASE_URL=database, **variables)
     # Only that of what Django has since 6.0 is skipped.
     skipped = ", 1 skipped" if version == "3.11" else ""
     assert re.search(rf"^=+ \d+ passed{skipped}(, \d+ warnings?)? in ", output, re.MULTILINE), output[-3000:]
     assert set(re.findall(r"^tests/(\w+)/test_", output, re.MULTILINE)) == own_tests
+    assert re.search(r"^TOTAL .* \d+%$", output, re.MULTILINE)
     pip = answers.get("package_manager") == "pip"
     python = tmp_path / "provided/bin/python" if pip else project / ".venv/bin/python"
     assert run(project, python, "-m", "django", "--version").startswith("5.2." if version == "3.11" else "6.0.")

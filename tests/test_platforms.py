@@ -255,6 +255,7 @@ def test_render_runs_every_process(project):
         assert service["maxShutdownDelaySeconds"] == process["stop_seconds"], name
         assert RENDER_MEMORY[service["plan"]] >= process["memory_mb"], name
         assert service["type"] == ("web" if name in ("web", "flower") else "worker"), name
+        assert service["autoDeployTrigger"] == "checksPass", name
     assert services["web"]["preDeployCommand"] == project.command("release")
 
 

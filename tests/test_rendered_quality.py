@@ -86,16 +86,28 @@ def test_html_is_copied_as_it_is():
 
 def test_yaml_is_clean(variants):
     rules = "{extends: default, rules: {document-start: disable, line-length: {max: 130}, truthy: {check-keys: false}}}"
-    files = places(variants, "docker-compose.yml", ".github/workflows/*.yml", ".pre-commit-config.yaml")
+    files = places(variants, "docker-compose.yml", ".github/**/*.yml", ".pre-commit-config.yaml")
     assert not run("yamllint", "--strict", "-d", rules, *files, cwd=variants)
 
 
 @pytest.mark.parametrize(
-    "schema, pattern", [("compose-spec", "docker-compose.yml"), ("github-workflows", ".github/workflows/*.yml")]
+    "schema, pattern",
+    [
+        ("compose-spec", "docker-compose.yml"),
+        ("dependabot", ".github/dependabot.yml"),
+        ("github-workflows", ".github/workflows/*.yml"),
+    ],
 )
 def test_yaml_fits_its_schema(variants, schema, pattern):
     files = places(variants, pattern)
     assert not run("check-jsonschema", "--builtin-schema", f"vendor.{schema}", *files, cwd=variants)
+
+
+def test_no_action_can_change_under_the_name_that_the_workflow_has(variants):
+    used = [line for path in places(variants, ".github/workflows/*.yml") for line in path.read_text().splitlines()]
+    actions = {line.split("uses: ")[1] for line in used if "uses: " in line}
+    assert len(actions) == 3
+    assert [action for action in actions if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40}  # v\d+\.\d+\.\d+", action)] == []
 
 
 def test_toml_is_clean_and_formatted(variants):

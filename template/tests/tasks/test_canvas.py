@@ -59,7 +59,7 @@ def write_down(value):
 
 @shared_task(name="tests.canvas.write_down_failure")
 def write_down_failure(request, error, traceback):
-    Group.objects.create(name=str(error))
+    Group.objects.create(name=str(error)[-150:])
 
 
 @shared_task(name="tests.canvas.step_aside", bind=True)
