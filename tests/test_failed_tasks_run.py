@@ -16,7 +16,7 @@ from tests.processes import Program, add_gevent, installed, redis_server, run, s
 pytestmark = pytest.mark.run
 
 TRIALS = """
-import os, signal, time
+import asyncio, os, signal, time
 from pathlib import Path
 from celery import shared_task
 from celery.exceptions import SoftTimeLimitExceeded
@@ -27,6 +27,10 @@ class NotForPickle(Exception):
     def __init__(self, one, two):
         super().__init__(f"{one} and {two}")
         self.held = lambda: None
+
+class WithoutText(Exception):
+    def __str__(self):
+        return None
 
 @shared_task
 def fail(text="no luck"):
@@ -47,6 +51,14 @@ def need(path):
 @shared_task
 def leave():
     raise SystemExit(3)
+
+@shared_task
+def be_cancelled():
+    raise asyncio.CancelledError
+
+@shared_task
+def fail_without_a_text():
+    raise WithoutText
 
 @shared_task
 def want_too_much():
@@ -93,6 +105,16 @@ with app.producer_or_acquire() as producer:
         headers = {"task": task, "id": id} if task else {}
         producer.publish(body, exchange="", routing_key="celery", headers=headers, correlation_id=id,
             content_type=content_type, content_encoding="binary")
+    for number, (body, headers) in enumerate([
+        (b"null", {}), (b"[]", {}), (b'{"a": 1}', {}), (b"[[1], {}]", {}), (b"[[], {}, {}]", {"task": ["a"]}),
+        (b"[[], {}, {}]", {"timelimit": "x"}), (b"[[], {}, {}]", {"eta": "x"}), (b"[[], {}, {}]", {"expires": "x"}),
+        (b"[[], {}, {}]", {"retries": "three"}), (b"[[], {}, {}]", {"outgoing": "zz"}),
+    ]):
+        headers = {"task": "acme.trials.succeed", "id": f"wrong-{number}"} | headers
+        producer.publish(body, exchange="", routing_key="celery", headers=headers, content_type="application/json",
+            content_encoding="utf-8")
+import os, redis
+redis.Redis.from_url(os.environ["CELERY_BROKER_URL"]).lpush("celery", "no JSON", "[]", '{"body": ""}')
 """
 COUNT_MESSAGES = """
 import os, redis
@@ -188,9 +210,11 @@ def trial(name: str, *args: object) -> str:
 
 # What they say, and how often they are started.
 FAILURES = {
+    "be_cancelled": ("RuntimeError: The task raised CancelledError().", 1),
     "fail": ("ValueError: no luck", 1),
     "fail_after_retries": ("KeyError: 'still'", 3),
     "fail_oddly": ("NotForPickle: one and two", 1),
+    "fail_without_a_text": ("WithoutText: <its text cannot be read: TypeError>", 1),
     "leave": ("RuntimeError: The task raised SystemExit(3).", 1),
     "nowhere": ("NotRegistered: 'acme.trials.nowhere'", 1),
     "want_too_much": ("RuntimeError: The task raised MemoryError('too much').", 1),
@@ -245,13 +269,17 @@ def test_a_task_that_has_lost_one_process_is_done(site):
     assert not site.failed()
 
 
-def test_messages_that_no_task_can_be_made_of_leave_a_row(site):
-    with site.worker("prefork") as worker:
+@pytest.mark.parametrize("pool", ["prefork", "threads", pytest.param("gevent", marks=pytest.mark.slow)])
+def test_messages_that_no_task_can_be_made_of_leave_a_row_and_end_no_worker(site, pool):
+    with site.worker(pool) as worker:
         site.python("-c", PUBLISH_BAD_MESSAGES)
         ids = "SELECT task_id FROM tasks_failedtask ORDER BY task_id"
-        assert wait_until(lambda: len(site.execute(ids)) == 3), worker.text
-        assert site.execute(ids) == [("forbidden",), ("of-no-kind",), ("unreadable",)]
+        assert wait_until(lambda: len(site.execute(ids)) == 16), (site.execute(ids), worker.text)
+        named = {identity for (identity,) in site.execute(ids)}
+        assert {"forbidden", "of-no-kind", "unreadable", *(f"wrong-{number}" for number in range(10))} < named
         assert wait_until(lambda: site.messages() == (0, 0)), worker.text
+        site.send(trial("succeed"))
+        worker.says(r"succeed\[.*\] succeeded")
 
 
 # While the row cannot be written --------------------------------------------

@@ -193,6 +193,27 @@ def unknown_task(stage: Stage) -> Outcome:
     return stage.finish()
 
 
+@fault("four failed tasks whose row cannot be written", pools=("prefork", "threads"), ours=PATIENT)
+def unwritable_rows(stage: Stage) -> Outcome:
+    stage.start_worker()
+    stage.fault()
+    stage.send(SLOTS, task="fail_without_a_text")
+    stage.send(TASKS - SLOTS, first=SLOTS)
+    return stage.finish()
+
+
+@fault("messages that nobody can read", brokers=BROKERS, pools=("prefork", "threads"), ours=PATIENT)
+def unreadable_messages(stage: Stage) -> Outcome:
+    worker = stage.start_worker()
+    stage.fault()
+    stage.python("-m", "probe.unreadable")
+    stage.send()
+    outcome = stage.finish()
+    count = len(stage.record.of("unreadable"))
+    kept = len(stage.rows("SELECT 1 FROM tasks_failedtask"))
+    return replace(outcome, note=f"{kept} of {count} kept; the worker was started {worker.starts} times")
+
+
 @fault(
     "tasks that hang in every slot",
     ours=SHORT_LIMITS | {"CELERY_BROKER_TRANSPORT_OPTIONS": {"visibility_timeout": 40}},

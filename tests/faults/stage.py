@@ -238,7 +238,7 @@ class Stage:
 
     def failed(self) -> set[int]:
         """Return the tasks that the project keeps as failed."""
-        rows = self.rows("SELECT args FROM tasks_failedtask WHERE name LIKE 'probe.%'")
+        rows = self.rows("SELECT args FROM tasks_failedtask WHERE name LIKE 'probe.%' AND args != ''")
         return {int(re.search(r"\d+", arguments)[0]) for (arguments,) in rows}
 
     def rows(self, query: str) -> list[tuple]:

@@ -10,6 +10,9 @@ from tests.faults.stage import SLOTS
 
 pytestmark = [pytest.mark.faults, pytest.mark.run]
 
+# How many unreadable messages the probe sends to each broker.
+UNREADABLE = {"redis": 12, "rabbitmq": 9}
+
 
 def after(act: Act) -> pytest.MarkDecorator:
     """Let the fault happen before the test; `outcomes` is what became of the tasks on each of its brokers and pools."""
@@ -80,6 +83,18 @@ def test_a_task_that_kills_its_worker_is_kept_as_failed_and_harms_no_other(outco
 @after(faults.unknown_task)
 def test_a_task_that_no_worker_knows_is_kept_as_failed(outcomes):
     assert not others(outcomes, failed=1, lost=0, stuck=0, twice=0)
+
+
+@after(faults.unwritable_rows)
+def test_failed_tasks_whose_rows_cannot_be_written_as_they_are_hold_no_slot(outcomes):
+    assert not others(outcomes, sent=200, failed=4, lost=0, stuck=0, twice=0)
+
+
+@after(faults.unreadable_messages)
+def test_messages_that_nobody_can_read_are_kept_as_failed_and_end_no_worker(outcomes):
+    assert not others(outcomes, sent=200, failed=0, lost=0, stuck=0, twice=0)
+    notes = {broker: f"{count} of {count} kept; the worker was started 1 times" for broker, count in UNREADABLE.items()}
+    assert all(outcome.note == notes[broker] for (broker, _), outcome in outcomes.items()), outcomes
 
 
 @pytest.mark.slow

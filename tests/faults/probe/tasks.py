@@ -66,6 +66,20 @@ def kill_the_worker(identity: int, seconds: float) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+class WithoutText(Exception):
+    """An error that has no text, which a mistake in its class or a lazy translation may bring about."""
+
+    def __str__(self) -> str:
+        return None
+
+
+@shared_task
+def fail_without_a_text(identity: int, seconds: float) -> None:
+    """Fail with an error that cannot be written down as others are."""
+    note("started", identity, os.getpid())
+    raise WithoutText
+
+
 @shared_task
 def nothing() -> None:
     """Do nothing; for throughput."""
