@@ -3,6 +3,7 @@
 import json
 import subprocess
 import time
+from unittest.mock import Mock
 
 import pytest
 
@@ -10,6 +11,7 @@ pytest.importorskip("celery")
 
 import redis
 from celery import current_app, shared_task
+from celery.exceptions import WorkerShutdown
 from django.core.management import CommandError
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
 from kombu import pools
@@ -20,6 +22,7 @@ from apps.tasks.broker import options as broker
 from apps.tasks.console import checks, dev, health
 from apps.tasks.models import OutgoingTask
 from apps.tasks.sending import outbox, send
+from apps.tasks.worker.stopping import Patience
 from apps.web.dev import first_free_port
 from apps.web.health import Unhealthy
 
@@ -337,12 +340,28 @@ def test_a_sender_is_told_of_which_keys(user):
         greet.delay()
 
 
-@pytest.mark.parametrize("right", ["EVAL", "RPOP", "HSET", "PUBLISH"])
+@pytest.mark.parametrize("right", ["EVAL", "EVALSHA", "SCRIPT|LOAD", "TIME", "RPOP", "HSET", "PUBLISH"])
 def test_a_right_that_workers_alone_need_is_missed_by_the_check(user, right):
     user(f"{RIGHTS} -{right}")
     assert broker.broker_failure() is None
     [problem] = checks.check_rights()
     assert problem.msg.endswith(f"To allow it: ACL SETUSER acme +{right.lower()}")
+
+
+@pytest.mark.parametrize("right", ["EVALSHA", "@scripting", "TIME"])
+def test_a_worker_whose_user_lacks_a_right_ends_with_a_sentence(user, caplog, right):
+    user(f"{RIGHTS} -{right}")
+    with pytest.raises(WorkerShutdown):
+        object.__new__(Patience).start(Mock())
+    assert "To allow it: ACL SETUSER acme +" in caplog.text
+
+
+@pytest.mark.parametrize("is_away", [True, False])
+def test_a_worker_whose_user_has_all_rights_or_whose_redis_is_away_goes_on(user, monkeypatch, is_away):
+    user(RIGHTS)
+    if is_away:
+        monkeypatch.setenv("CELERY_BROKER_URL", "redis://127.0.0.1:1/0")
+    object.__new__(Patience).start(Mock())
 
 
 def test_the_check_says_nothing_of_a_broker_that_is_away(monkeypatch):

@@ -17,12 +17,13 @@ from typing import Any
 
 from celery import bootsteps
 from celery.concurrency.prefork import _run_ready_callbacks
+from celery.exceptions import WorkerShutdown
 from celery.signals import worker_shutting_down
 from celery.worker import WorkController, state
 from django.conf import settings
 from kombu import pidbox
 
-from apps.tasks.broker.options import WORKER_SECONDS, answer_limits
+from apps.tasks.broker.options import WORKER_SECONDS, answer_limits, broker_error
 
 from .rows import in_words
 from .snapshot import running_requests
@@ -72,6 +73,17 @@ class Patience(bootsteps.StartStopStep):
                 _thread.start_new_thread(leave_later, (worker,))
 
         worker_shutting_down.connect(leave_in_time, weak=False)
+
+    def start(self, worker: WorkController) -> None:
+        """End the worker with a sentence if its Redis user lacks a right, without which it would never get anywhere.
+
+        Celery runs scripts on Redis before the steps of a consumer can look, and connects again for ever.
+        """
+        error = broker_error(everything=True)
+        # The driver of Redis may not be installed.
+        if type(error).__name__ == "NoPermissionError":
+            logger.critical("%s", error)
+            raise WorkerShutdown(1)
 
     def close(self, worker: WorkController) -> None:
         """Let the worker notice at once that a task has ended in a process of the pool."""
