@@ -73,6 +73,7 @@ class ReturnedTask(models.Model):
 
     task_id = models.CharField(max_length=255, primary_key=True)
     times = models.PositiveIntegerField()
+    excused = models.BooleanField(default=False, help_text="The next return is no sign of a death, and not counted.")
     last_returned_at = models.DateTimeField()
 
     def __str__(self) -> str:

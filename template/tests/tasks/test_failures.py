@@ -33,7 +33,7 @@ from apps.background.models import EnqueuedTask
 from apps.tasks.console.tasks import prune_old_rows
 from apps.tasks.models import FailedTask, OutgoingTask, ReturnedTask
 from apps.tasks.sending import deliveries
-from apps.tasks.worker import failures, readable, receiving, replay, rows
+from apps.tasks.worker import failures, readable, receiving, replay, rows, snapshot
 from apps.users.models import User
 from tests.background import declared
 
@@ -319,6 +319,7 @@ def consumer(monkeypatch):
     monkeypatch.setattr(receiving.Consumer, "on_connection_error_after_connected", lambda self, error: None)
     consumer = object.__new__(receiving.RecordingConsumer)
     consumer.connection_errors, consumer.channel_errors = (ConnectionError,), ()
+    consumer.app = current_app
     consumer.pool, consumer.task_consumer = SimpleNamespace(), None
     return consumer
 
@@ -592,6 +593,27 @@ def test_only_messages_that_come_back_because_their_worker_has_died_are_counted(
     request["delivery_info"]["redelivered"] = redelivered
     trace_task(ship, "some-id", [7], {}, request, app=current_app)
     assert sum(ReturnedTask.objects.values_list("times", flat=True)) == times
+
+
+def test_a_task_that_each_worker_excuses_is_not_given_up_and_one_that_kills_them_is(settings):
+    settings.LOST_WORKERS_PER_TASK = 3
+    for _ in range(5):
+        deliveries.excuse([("some-id", 0), ("some-id", 0), ("another", 2)])
+        deliveries.count_return("some-id")
+    deliveries.count_return("some-id")
+    deliveries.count_return("some-id")
+    with pytest.raises(deliveries.WorkerKiller, match="started 3 times"):
+        deliveries.count_return("some-id")
+
+
+@pytest.mark.parametrize("url, excused", [("amqp://localhost", ["some-id:1"]), ("redis://localhost", [])])
+def test_on_rabbitmq_a_living_worker_excuses_what_it_has_not_acknowledged(make_request, monkeypatch, url, excused):
+    monkeypatch.setitem(current_app.conf, "broker_url", url)
+    held, ended = make_request(retries=1), make_request()
+    ended.acknowledged = True
+    monkeypatch.setattr(state, "requests", {"held": held, "ended": ended})
+    snapshot.excuse_what_comes_back(current_app)
+    assert list(ReturnedTask.objects.values_list("pk", flat=True)) == excused
 
 
 def test_a_task_that_is_retried_for_ever_outlives_any_number_of_stops(settings):

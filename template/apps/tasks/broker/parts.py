@@ -99,6 +99,7 @@ PARTS = {
     "apps.tasks.worker.stopping:Patience": (
         "",
         "celery.worker.state:active_requests",
+        "celery.worker.state:requests",
         "celery.worker.state:reserved_requests",
         "celery.worker.state:should_terminate",
         "billiard.queues:_SimpleQueue._reader",

@@ -65,6 +65,7 @@ class Migration(migrations.Migration):
             fields=[
                 ('task_id', models.CharField(max_length=255, primary_key=True, serialize=False)),
                 ('times', models.PositiveIntegerField()),
+                ('excused', models.BooleanField(default=False, help_text='The next return is no sign of a death, and not counted.')),
                 ('last_returned_at', models.DateTimeField()),
             ],
         ),

@@ -1,9 +1,14 @@
-"""Counts how often the broker redelivers the message of a task."""
+"""Counts how often the broker redelivers the message of a task because its worker has died.
+
+On Redis, a living worker that gives a message back says so in it. RabbitMQ tells a worker that was stopped, or has lost
+its connection, from one that was killed by nothing. So there, the worker excuses its tasks in the database beforehand.
+"""
 
 import logging
+from collections.abc import Iterable
 
 from django.conf import settings
-from django.db import DatabaseError
+from django.db import DatabaseError, connections
 from django.db.models import F
 from django.utils import timezone
 
@@ -25,10 +30,12 @@ def count_return(task_id: str, retries: int = 0) -> None:
     A message is redelivered when the worker itself dies instead of a pool process: in a pool of threads or greenlets,
     where a task that crashes takes all others down with it, or when a container is stopped.
     """
-    now = timezone.now()
+    now, key = timezone.now(), _key(task_id, retries)
     try:
+        if ReturnedTask.objects.filter(pk=key, excused=True).update(excused=False):
+            return
         returned, _ = ReturnedTask.objects.update_or_create(
-            task_id=f"{task_id[:240]}:{retries}" if retries else task_id,
+            task_id=key,
             defaults={"times": F("times") + 1, "last_returned_at": now},
             create_defaults={"times": 1, "last_returned_at": now},
         )
@@ -39,3 +46,23 @@ def count_return(task_id: str, retries: int = 0) -> None:
     if returned.times >= settings.LOST_WORKERS_PER_TASK:
         returned.delete()
         raise WorkerKiller(f"The task was started {returned.times} times, and each time its worker died.")
+
+
+def excuse(attempts: Iterable[tuple[str, int]]) -> None:
+    """Have the next return of these attempts, each a task's id and its retries, not count. Close the connection."""
+    now = timezone.now()
+    rows = [
+        ReturnedTask(task_id=key, times=0, excused=True, last_returned_at=now)
+        for key in {_key(task_id, retries) for task_id, retries in attempts}
+    ]
+    try:
+        changed = ["excused", "last_returned_at"]
+        ReturnedTask.objects.bulk_create(rows, update_conflicts=True, unique_fields=["task_id"], update_fields=changed)
+    except DatabaseError as error:
+        logger.warning("The return of %d tasks counts as if their worker had died: %s", len(rows), error)
+    finally:
+        connections.close_all()
+
+
+def _key(task_id: str, retries: int) -> str:
+    return f"{task_id[:240]}:{retries}" if retries else task_id[:255]

@@ -16,7 +16,7 @@ from apps.tasks.sending.running import as_failure, is_for_the_worker
 
 from .failures import failure_info, unless_away
 from .rows import once_written, task_id_of, write_row
-from .snapshot import running_requests, undisturbed
+from .snapshot import excuse_what_comes_back, running_requests, undisturbed
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ class RecordingConsumer(Consumer):
         channel = getattr(self.task_consumer, "channel", None)
         if keep := getattr(getattr(channel, "qos", None), "keep", None):
             keep(request._message.delivery_tag for request in running_requests())
+        excuse_what_comes_back(self.app)
         super().on_connection_error_after_connected(exc)
 
     def on_close(self) -> None:

@@ -26,7 +26,7 @@ from kombu import pidbox
 from apps.tasks.broker.options import WORKER_SECONDS, answer_limits, broker_error
 
 from .rows import in_words
-from .snapshot import running_requests
+from .snapshot import excuse_what_comes_back, running_requests
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +133,8 @@ def give_back_and_leave(worker: WorkController) -> None:
     # Marks that the processes below do not die because of their tasks.
     state.should_terminate = True
     try:
+        # A stopped process may hold a lock of the database.
+        _attempt(partial(excuse_what_comes_back, worker.app))
         # They are stopped before another worker can start the same task, and killed when nothing here would react to it
         # any more.
         _attempt(partial(_send, STOP, children))
