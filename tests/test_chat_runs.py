@@ -5,6 +5,7 @@ and polling under gunicorn, with processes and with threads, and by server-sent 
 """
 
 import re
+import socket
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ import pytest
 from tests.browser import PATIENCE_SECONDS, Browser, free_port
 from tests.chromium import chromium_page, has_sideways_scrolling, sign_in
 from tests.dev_support import left_in, wait_until
-from tests.processes import Program, installed, load_module, redis_server, run, started
+from tests.processes import Program, installed, load_module, redis_server, run, sqlite, started
 
 pytestmark = pytest.mark.run
 
@@ -43,6 +44,25 @@ SERVERS = {
 }
 
 
+# Thirty people, each with a reply that is written elsewhere and shows signs of life for an hour.
+PEOPLE = 30
+READERS = """
+from datetime import timedelta
+from django.test import Client
+from django.utils import timezone
+from apps.chat.models import Chat, Message
+from apps.users.models import User
+for number in range(%s):
+    user = User.objects.create_user(f"reader{number}@example.com")
+    client = Client()
+    client.force_login(user)
+    reply = Chat.objects.create(owner=user).messages.create(
+        role="reply", state="writing", text="Some", updated_at=timezone.now() + timedelta(hours=1)
+    )
+    print("reader", reply.pk, client.cookies["sessionid"].value)
+"""
+
+
 class Words:
     """What the model says, word by word, and never more words than it may say at the moment."""
 
@@ -57,8 +77,9 @@ class Words:
 class Running(NamedTuple):
     """A running project: a person's browser on it, its model and its words, whether it streams, and where its logs are.
 
-    `kill_writer` kills the processes that write replies, and brings others in. `end_server` tells the web server to
-    end, as a deployment does; `start_another_server` waits until it has.
+    `server_id` is the process of the web server. `kill_writer` kills the processes that write replies, and brings
+    others in. `end_server` tells the web server to end, as a deployment does; `start_another_server` waits until it
+    has.
     """
 
     browser: Browser
@@ -66,6 +87,7 @@ class Running(NamedTuple):
     words: Words
     streams: bool
     folder: Path
+    server_id: Callable[[], int]
     kill_writer: Callable[[], None]
     end_server: Callable[[], None]
     start_another_server: Callable[[], None]
@@ -170,6 +192,9 @@ def running(project: Path, programs: Path, streams: bool, pool: str) -> Iterator
             at_work["server"].process.wait(PATIENCE_SECONDS)
             start_server()
 
+        def server_id() -> int:
+            return at_work["server"].process.pid
+
         def kill_writer() -> None:
             program, start_another = (at_work["server"], start_server) if streams else (at_work["worker"], start_worker)
             # A pool of processes brings new ones in by itself.
@@ -185,7 +210,7 @@ def running(project: Path, programs: Path, streams: bool, pool: str) -> Iterator
         start_server()
         browser.get("/accounts/signup/")
         assert browser.post("/accounts/signup/", email=EMAIL, password1=PASSWORD)[0] == 200
-        yield Running(browser, model, words, streams, folder, kill_writer, end_server, start_another_server)
+        yield Running(browser, model, words, streams, folder, server_id, kill_writer, end_server, start_another_server)
 
 
 def answers(browser: Browser) -> bool:
@@ -303,6 +328,37 @@ def test_what_was_seen_stays_when_the_web_server_ends_in_the_middle(site):
     assert words_in(site.browser.get(chat)[1]) >= seen >= SOME
     # Nobody writes it any more.
     assert site.browser.post(f"/chats/replies/{reply}/stop/")[0] == 200
+
+
+@pytest.mark.parametrize("site", ["streaming-prefork"], indirect=True)
+def test_300_readers_are_served_and_hold_no_connection_to_the_database(site):
+    project = site.folder / "acme"
+    printed = run(project, project / ".venv/bin/python", "manage.py", "shell", "-c", READERS % PEOPLE, DEBUG="1")
+    people = re.findall(r"reader (\d+) (\w+)", printed)
+    address = urllib.parse.urlsplit(site.browser.site)
+    with ExitStack() as stack:
+        readers = []
+        for reply, session in 10 * people:
+            reader = socket.create_connection((address.hostname, address.port), timeout=PATIENCE_SECONDS)
+            readers.append(stack.enter_context(reader))
+            path = f"/chats/replies/{reply}/stream/"
+            reader.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nCookie: sessionid={session}\r\n\r\n".encode())
+        assert len(readers) == 300
+        assert all(read_until(reader, b"event: text") for reader in readers)
+        held = [each for each in psutil.Process(site.server_id()).open_files() if each.path.endswith("db.sqlite3")]
+        # SQLite closes a file of its own only when nobody else in the process reads it.
+        assert len(held) < 100
+        assert site.browser.get("/chats/")[0] == 200
+        sqlite(project, "UPDATE chat_message SET state = 'done' WHERE text = 'Some'")
+        assert all(read_until(reader, b"event: end") for reader in readers)
+
+
+def read_until(reader: socket.socket, word: bytes) -> bool:
+    """Read what the server sends up to a word; return whether it has come before the end."""
+    text = b""
+    while word not in text and (more := reader.recv(65536)):
+        text += more
+    return word in text
 
 
 def test_a_reply_whose_writer_is_killed_says_so_and_can_be_asked_for_again(site, asked):

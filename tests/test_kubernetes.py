@@ -354,6 +354,7 @@ def test_the_example_has_what_production_requires_and_nothing_that_nobody_reads(
     required |= set(re.findall(r'"(\w+)":', first))
     assert required >= {"ALLOWED_HOSTS", "SECRET_KEY"}
     wanted = required | {"BEHIND_HTTPS_PROXY", "CSRF_TRUSTED_ORIGINS", "DATABASE_URL", "HEALTH_TOKEN"}
+    wanted.add("TRUSTED_PROXY_COUNT")
     if "flowerconfig.py" in files:
         wanted.add("FLOWER_BASIC_AUTH")
     offered = variables_offered(texts[f"{kubernetes.FOLDER}/settings.env.example"])

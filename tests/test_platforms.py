@@ -227,6 +227,7 @@ def test_the_app_of_heroku_sets_every_variable_that_production_needs(project):
         "BEHIND_HTTPS_PROXY": "1",
         "DATABASE_URL": "heroku-postgresql",
         "SECRET_KEY": "secret",
+        "TRUSTED_PROXY_COUNT": "1",
     }
     brokers = {
         "": {},
@@ -271,6 +272,7 @@ def test_every_process_on_render_has_its_variables(project):
     [group] = blueprint["envVarGroups"]
     shared = {each["key"]: each.get("value", each.get("generateValue")) for each in group["envVars"]}
     expected = {"ALLOWED_HOSTS": ".onrender.com", "BEHIND_HTTPS_PROXY": "1", "SECRET_KEY": True}
+    expected["TRUSTED_PROXY_COUNT"] = "3"
     made = {name: True for name, variable in project.variables_asked.items() if variable.get("generated")}
     assert shared == expected | made | project.asked(secret=False) | project.variables()
     # Render asks only for what nobody can do without. The others are named for those who want them.
@@ -327,7 +329,7 @@ def test_fly_runs_every_process(project):
     app = fly(project)
     assert app["processes"] == {name: project.command(name) for name in project.running}
     assert app["deploy"]["release_command"] == project.command("release")
-    expected = {"ALLOWED_HOSTS": f"{app['app']}.fly.dev", "BEHIND_HTTPS_PROXY": "1"}
+    expected = {"ALLOWED_HOSTS": f"{app['app']}.fly.dev", "BEHIND_HTTPS_PROXY": "1", "TRUSTED_PROXY_COUNT": "2"}
     assert app["env"] == expected | project.variables() | project.asked(secret=False) | project.metrics()
     assert app["app"] == project.name
     assert app["restart"] == [{"policy": "always"}]
@@ -439,7 +441,7 @@ def test_accessories_of_kamal_are_those_of_the_compose_file(project):
 
 def test_the_variables_of_kamal_are_those_that_production_needs(project):
     config = project.yaml("config/deploy.yml")
-    expected = {"ALLOWED_HOSTS": config["proxy"]["host"], "BEHIND_HTTPS_PROXY": "1"}
+    expected = {"ALLOWED_HOSTS": config["proxy"]["host"], "BEHIND_HTTPS_PROXY": "1", "TRUSTED_PROXY_COUNT": "1"}
     assert config["env"]["clear"] == expected | project.variables() | project.asked(secret=False) | project.metrics()
     assert set(config["env"]["secret"]) >= project.asked(secret=True).keys()
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.browser import Browser, free_port
+from tests.browser import PATIENCE_SECONDS, Browser, free_port
 from tests.dev_support import left_in, wait_until
 from tests.processes import EVERY_SECOND, environment, installed, redis_server, run, started
 from tests.template import Answers
@@ -64,15 +66,48 @@ def test_all_processes_run_and_end_with_the_signal(template_repo, tmp_path):
     assert not left_in(project)
 
 
-def test_a_project_without_celery_has_a_web_server_and_a_release(template_repo, tmp_path):
-    project, port = made(template_repo, tmp_path, use_celery=False), free_port()
-    variables = production(project)
+@pytest.mark.parametrize("use_async", [False, True], ids=["gunicorn", "uvicorn"])
+def test_a_web_server_without_celery_withstands_visitors_who_send_slowly_too_much_or_lies(
+    template_repo, tmp_path, use_async
+):
+    project, port = made(template_repo, tmp_path, use_celery=False, use_async=use_async), free_port()
+    variables = production(project, BEHIND_HTTPS_PROXY="")
     release(project, variables)
     with started(project, tmp_path / "honcho.log", HONCHO, "start", "--port", str(port), "web", **variables) as runner:
-        runner.says(r"Listening at: http://0\.0\.0\.0:" + str(port))
-        assert wait_until(lambda: Browser(f"http://127.0.0.1:{port}").get("/up")[0] == 200), runner.text
-    assert "SIGKILL" not in runner.text
+        # Whoever goes on to https:// has been answered by Django, and nobody listens there.
+        assert wait_until(lambda: status(port, b"GET /up HTTP/1.1") == 200), runner.text
+        with ExitStack() as stack:
+            for number in range(SLOW_VISITORS):
+                visitor = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+                visitor.sendall(SLOW[number % len(SLOW)])
+            assert [status(port, b"GET /up HTTP/1.1") for _ in range(10)] == 10 * [200], runner.text
+        assert status(port, b"POST /up HTTP/1.1\r\nContent-Length: 629145600") == 413
+        # It is no proxy that says so.
+        assert status(port, b"GET /accounts/login/ HTTP/1.1\r\nX-Forwarded-Proto: https") == 301
+        assert status(port, b"GET /there/ HTTP/1.1\r\nX-Forwarded-For: 192.0.2.66, 192.0.2.1") == 301
+        runner.says(r"192\.0\.2\.1\b.*GET /there/")
+    assert "Traceback" not in runner.text and "SIGKILL" not in runner.text
     assert not left_in(project)
+
+
+SLOW_VISITORS = 300
+# Each of these sends no more.
+SLOW = (
+    b"POST /accounts/login/ HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\nlogin=",
+    b"POST /up HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n",
+    b"GET /up HTTP/1.1\r\nHost:",
+    b"",
+)
+
+
+def status(port: int, head: bytes) -> int:
+    """Send a request and return the status of the answer, or 0 if nobody listens."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS) as connection:
+            connection.sendall(head + b"\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+            return int(connection.recv(1000).split()[1])
+    except ConnectionError:
+        return 0
 
 
 def test_the_shell_of_heroku_leaves_its_place_to_the_web_server(template_repo, tmp_path):

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from contextlib import aclosing
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import dropwhile
 from uuid import UUID, uuid4
 
@@ -29,9 +29,12 @@ logger = logging.getLogger(__name__)
 SAVE_SECONDS = 0.1
 # A reply without a sign of life for this many seconds has failed.
 SILENT_SECONDS = 30
+# A reply that nobody has begun to write after this many seconds is not written any more.
+WAITING_SECONDS = 600
 
 CUT_OFF = "The connection was lost before the reply was complete."
 FAILED = "The reply failed. The log of the server says why."
+FORGOTTEN = "It has waited too long."
 SILENT = "What wrote the reply has died."
 TOO_SLOW = "The model took too long."
 WORDLESS = "The model said nothing."
@@ -109,10 +112,10 @@ def use_allowance(chat: Chat) -> None:
     """
     if not Allowance.use(chat.owner_id, settings.CHAT_REPLIES_PER_HOUR):
         raise Refused(f"You have asked {settings.CHAT_REPLIES_PER_HOUR} times within an hour. Try again later.")
-    # A reply that has been silent for longer is lost, and blocks nobody.
-    earliest = timezone.now() - timedelta(seconds=settings.CHAT_REPLY_SECONDS)
-    recent = Message.objects.filter(updated_at__gt=earliest)
-    if recent.filter(chat__owner=chat.owner_id, state__in=Message.ACTIVE).count() >= settings.CHAT_REPLIES_AT_ONCE:
+    # A waiting reply counts as well, because it may be written at any moment. One that is lost blocks nobody.
+    close_silent(chat__owner=chat.owner_id)
+    active = Message.objects.filter(chat__owner=chat.owner_id, state__in=Message.ACTIVE)
+    if active.count() >= settings.CHAT_REPLIES_AT_ONCE:
         raise Refused("Your other chats are still being answered. Wait for the end of a reply, or stop one.")
 
 
@@ -134,19 +137,26 @@ def fail(reply: Message, error: str) -> None:
 
 
 def close_silent(**which: object) -> None:
-    """Mark those replies in the filter as failed whose writer has shown no sign of life for too long."""
-    latest = clock.ago(timedelta(seconds=SILENT_SECONDS))
-    silent = Message.objects.filter(**which, state=Message.State.WRITING, updated_at__lt=latest)
+    """Mark those replies in the filter as failed that have waited too long, or whose writer shows no sign of life."""
+    silent = Message.objects.filter(**which, state=Message.State.WRITING, updated_at__lt=_ago(SILENT_SECONDS))
     silent.update(**_failure(SILENT))
+    forgotten = Message.objects.filter(**which, state=Message.State.WAITING, updated_at__lt=_ago(WAITING_SECONDS))
+    forgotten.update(**_failure(FORGOTTEN))
+
+
+def _ago(seconds: int) -> datetime:
+    return clock.ago(timedelta(seconds=seconds))
 
 
 # Writing --------------------------------------------------------------------
 
 
 async def claim(reply_id: int) -> Draft | None:
-    """Claim the reply for this process alone, or return None if it is not waiting. A reply is paid for only once."""
+    """Claim the reply for this process alone, or return None if it waits no more. A reply is paid for only once."""
     draft = Draft(reply_id, uuid4())
-    waiting = Message.objects.filter(pk=reply_id, state=Message.State.WAITING)
+    waiting = Message.objects.filter(
+        pk=reply_id, state=Message.State.WAITING, updated_at__gte=_ago(WAITING_SECONDS)
+    )
     claimed = await waiting.aupdate(state=Message.State.WRITING, writer=draft.writer, updated_at=timezone.now())
     return draft if claimed else None
 

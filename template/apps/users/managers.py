@@ -37,12 +37,19 @@ class UserManager(DjangoUserManager):
         return user
 
     def create_superuser(self, email: str, password: str | None = None, **fields):
-        """Save and return a user who may do everything."""
-        return self.create_user(email, password, **fields, is_staff=True, is_superuser=True)
+        """Save and return a user who may do everything.
+
+        The address counts as confirmed. Otherwise the first administrator could not sign in before e-mails are sent.
+        """
+        user = self.create_user(email, password, **fields, is_staff=True, is_superuser=True)
+        user.emailaddress_set.create(email=user.email, primary=True, verified=True)
+        return user
 
     async def acreate_superuser(self, email: str, password: str | None = None, **fields):
         """Do what create_superuser does, from asynchronous code."""
-        return await self.acreate_user(email, password, **fields, is_staff=True, is_superuser=True)
+        user = await self.acreate_user(email, password, **fields, is_staff=True, is_superuser=True)
+        await user.emailaddress_set.acreate(email=user.email, primary=True, verified=True)
+        return user
 
     create_user.alters_data = acreate_user.alters_data = True
     create_superuser.alters_data = acreate_superuser.alters_data = True

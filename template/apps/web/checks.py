@@ -9,11 +9,13 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Tags, Warning, register
 
 SHORTEST_TOKEN = 20
+# No other process sees what is in these.
+OWN_CACHES = ("django.core.cache.backends.dummy.DummyCache", "django.core.cache.backends.locmem.LocMemCache")
 
 
 @register(Tags.security, deploy=True)
 def check_deployment(**kwargs: object) -> list[CheckMessage]:
-    """Warn of e-mails that nobody gets, of hosts that nobody checks, and of a token that can be guessed."""
+    """Warn of e-mails that nobody gets, of hosts that nobody checks, and of secrets and limits that do not hold."""
     return list(_warnings())
 
 
@@ -42,4 +44,17 @@ def _warnings() -> Iterator[Warning]:
             f"HEALTH_TOKEN has only {len(settings.HEALTH_TOKEN)} characters, and can be guessed.",
             hint="Make a long one: openssl rand -hex 32",
             id="web.W004",
+        )
+    if settings.CACHES["default"]["BACKEND"] in OWN_CACHES:
+        yield Warning(
+            "The processes share no cache, so each of them grants the whole number of attempts to log in.",
+            hint="Leave CACHE_URL unset, which means the database, or let it name a server.",
+            id="web.W005",
+        )
+    knows_visitors = settings.ALLAUTH_TRUSTED_PROXY_COUNT or getattr(settings, "ALLAUTH_TRUSTED_CLIENT_IP_HEADER", "")
+    if settings.SECURE_PROXY_SSL_HEADER and not knows_visitors:
+        yield Warning(
+            "There is a proxy (BEHIND_HTTPS_PROXY), and all visitors have its address, so they share each limit.",
+            hint="Set TRUSTED_PROXY_COUNT to the number of proxies that add an address to X-Forwarded-For.",
+            id="web.W006",
         )

@@ -34,6 +34,8 @@ def server_command(port: int) -> tuple[str, ...]:
     return (
         *(sys.executable, "-m", "uvicorn", application, "--host=127.0.0.1", f"--port={port}"),
         *("--reload", "--reload-include=*.html", *(f"--reload-dir={path}" for path in sorted(watched))),
+        # Nobody who says X-Forwarded-Proto is believed, as in production.
+        "--no-proxy-headers",
         # A streaming page does not delay a reload or the exit.
         "--timeout-graceful-shutdown=2",
     )

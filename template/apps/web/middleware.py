@@ -1,7 +1,11 @@
 """The middleware of this project."""
 
+from contextlib import suppress
+
+from allauth.account.adapter import get_adapter
 from asgiref.sync import iscoroutinefunction
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import resolve_url
 from django.utils.decorators import sync_and_async_middleware
@@ -25,6 +29,24 @@ def answer_up(get_response):
 
         def middleware(request: HttpRequest) -> HttpResponse:
             return _up() if request.path_info == "/up" else get_response(request)
+
+    return middleware
+
+
+@sync_and_async_middleware
+def find_visitor(get_response):
+    """Make REMOTE_ADDR the address of the visitor instead of the nearest proxy, also in the server's access log."""
+    if iscoroutinefunction(get_response):
+
+        async def middleware(request: HttpRequest) -> HttpResponse:
+            _find_visitor(request)
+            return await get_response(request)
+
+    else:
+
+        def middleware(request: HttpRequest) -> HttpResponse:
+            _find_visitor(request)
+            return get_response(request)
 
     return middleware
 
@@ -71,6 +93,14 @@ def reload_for_login(get_response):
 
 def _up() -> HttpResponse:
     return HttpResponse("ok", content_type="text/plain", headers={"Cache-Control": "no-store"})
+
+
+def _find_visitor(request: HttpRequest) -> None:
+    # Without an address, or with fewer than there are proxies, the request has not come through them.
+    with suppress(ImproperlyConfigured, PermissionDenied):
+        request.META["REMOTE_ADDR"] = get_adapter().get_client_ip(request)
+        if scope := getattr(request, "scope", None):
+            scope["client"] = (request.META["REMOTE_ADDR"], 0)
 
 
 def _identity(request: HttpRequest) -> dict[str, str]:

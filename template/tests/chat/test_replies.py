@@ -1,6 +1,7 @@
 """A reply is written once, by one process, and ends in a state from which the person can go on."""
 
 import asyncio
+from contextlib import suppress
 from datetime import timedelta
 from unittest.mock import AsyncMock
 
@@ -212,8 +213,27 @@ def test_so_many_replies_at_once_and_lost_ones_hold_nobody_up(settings, user, ot
     with pytest.raises(replies.Refused, match="other chats are still being answered"):
         replies.ask(third, "Why?")
     replies.ask(Chat.objects.create(owner=other), "Why?")
-    first.messages.update(updated_at=timezone.now() - timedelta(seconds=settings.CHAT_REPLY_SECONDS))
+    first.messages.update(updated_at=timezone.now() - timedelta(seconds=replies.WAITING_SECONDS + 1))
     replies.ask(third, "Why?")
+
+
+def test_replies_that_nobody_reads_do_not_pile_up_until_all_are_written_at_once(settings, user):
+    for age in range(9, 0, -1):
+        for chat in [Chat.objects.create(owner=user) for _ in range(settings.CHAT_REPLIES_AT_ONCE)]:
+            with suppress(replies.Refused):
+                replies.ask(chat, "Why?")
+        Message.objects.update(updated_at=timezone.now() - timedelta(seconds=age * settings.CHAT_REPLY_SECONDS))
+    drafts = [async_to_sync(replies.claim)(reply.pk) for reply in Message.objects.filter(role="reply")]
+    assert len([draft for draft in drafts if draft]) <= settings.CHAT_REPLIES_AT_ONCE
+
+
+def test_a_reply_that_has_waited_too_long_is_not_written_and_can_be_asked_for_again(chat, reply, end):
+    Message.objects.update(updated_at=timezone.now() - timedelta(seconds=replies.WAITING_SECONDS + 1))
+    assert async_to_sync(replies.claim)(reply.pk) is None
+    replies.close_silent(chat=chat)
+    assert end() == ("failed", "", replies.FORGOTTEN)
+    replies.ask_again(reply)
+    assert async_to_sync(replies.claim)(reply.pk)
 
 
 def test_the_next_hour_begins_anew_and_others_have_their_own(two_an_hour, chat, user, other):

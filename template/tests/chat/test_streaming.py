@@ -151,6 +151,49 @@ def test_a_chat_that_is_deleted_ends_the_stream(stream, answers, chat, saved):
     assert deleted()[-1] == "event: end\ndata: \n\n"
 
 
+def test_a_stream_too_many_ends_at_once_and_is_opened_again_later(stream, answers, monkeypatch):
+    monkeypatch.setattr(streaming, "STREAMS_AT_ONCE", 2)
+    all_are_there = asyncio.Event()
+    answers("Some ", all_are_there, "text.")
+
+    @async_to_sync
+    async def three():
+        two = [asyncio.create_task(stream("Some", lambda: None)) for _ in range(2)]
+        while sum(streaming._open.values()) < 2:
+            await asyncio.sleep(0.01)
+        third = await stream()
+        all_are_there.set()
+        return third, await asyncio.gather(*two)
+
+    third, others = three()
+    assert third == ["retry: 15000\n\n"]
+    assert all("Some text." in each[-1] for each in others)
+    assert not streaming._open and not streaming._watch.readers
+
+
+def test_one_query_serves_all_who_follow(stream, answers, monkeypatch):
+    monkeypatch.setattr(streaming, "STREAMS_AT_ONCE", 50)
+    all_are_there, looks = asyncio.Event(), []
+    texts = streaming._texts
+    monkeypatch.setattr(streaming, "_texts", lambda ids: looks.append(tuple(ids)) or texts(ids))
+    asked = answers("Some ", all_are_there, "text.")
+
+    @async_to_sync
+    async def many():
+        readers = [asyncio.create_task(stream()) for _ in range(50)]
+        while sum(streaming._watch.readers.values()) < 49 and not any(each.done() for each in readers):
+            await asyncio.sleep(0.01)
+        looks.clear()
+        await asyncio.sleep(0.1)
+        seen = len(looks)
+        all_are_there.set()
+        return seen, await asyncio.gather(*readers)
+
+    seen, ends = many()
+    assert len(asked) == 1 and seen < 100
+    assert all("Some text." in each[-1] for each in ends)
+
+
 def test_the_replies_of_others_do_not_exist(client, other, reply):
     client.force_login(other)
     assert client.get(reverse("chat:stream", args=[reply.pk])).status_code == 404

@@ -2,11 +2,17 @@
 
 import pytest
 from django.contrib.auth import get_user
+from django.core.cache import cache
 from django.urls import reverse
 
 from apps.users.models import User
 
 PASSWORD = "correct horse"
+
+
+@pytest.fixture(autouse=True)
+def no_rate_limits_from_other_tests():
+    cache.clear()
 
 
 @pytest.fixture
@@ -20,14 +26,31 @@ def boss_client(client, boss):
     return client
 
 
-def test_staff_sign_in_to_the_admin_with_the_address(client, boss):
-    client.post(reverse("admin:login"), {"username": "Boss@example.com", "password": PASSWORD})
+def sign_in(client, password):
+    """Go where the admin sends visitors, and fill in what is asked for there."""
+    login = client.get(reverse("admin:index"), follow=True).redirect_chain[-1][0]
+    return client.post(login, {"login": "Boss@example.com", "username": "Boss@example.com", "password": password})
+
+
+@pytest.mark.parametrize("verification", ["mandatory", "optional"])
+def test_a_superuser_signs_in_to_the_admin_with_the_address(client, boss, settings, verification):
+    settings.ACCOUNT_EMAIL_VERIFICATION = verification
+    assert sign_in(client, PASSWORD).url == reverse("admin:index")
     assert get_user(client) == boss
 
 
-def test_visitors_are_sent_to_the_login_of_the_admin(client, db):
-    response = client.get(reverse("admin:index"))
-    assert response.url.startswith(reverse("admin:login"))
+def test_nobody_guesses_a_password_at_the_door_of_the_admin(client, boss):
+    for guess in range(40):
+        sign_in(client, f"guess {guess}")
+        client.post(reverse("admin:login"), {"username": "boss@example.com", "password": f"guess {guess}"})
+    sign_in(client, PASSWORD)
+    client.post(reverse("admin:login"), {"username": "boss@example.com", "password": PASSWORD})
+    assert not get_user(client).is_authenticated
+
+
+def test_users_who_are_no_staff_are_told_that_the_admin_is_not_for_them(client, db):
+    client.force_login(User.objects.create_user("jane@example.com", PASSWORD))
+    assert client.get(reverse("admin:index"), follow=True).status_code == 403
 
 
 @pytest.mark.parametrize("page", ["changelist", "add"])

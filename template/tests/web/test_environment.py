@@ -117,6 +117,7 @@ NONSENSE: Table = {
     "OTEL_EXPORTER_OTLP_ENDPOINT": [],
     # Told by the command `dev`, below.
     "PORT": [],
+    "REQUEST_MAX_MB": WHOLE_NUMBER,
     "REQUIRE_VERIFIED_EMAIL": YES_OR_NO,
     # Any text is a key.
     "SECRET_KEY": [],
@@ -134,6 +135,7 @@ NONSENSE: Table = {
         ("-0.1", "but must be a number from 0 to 1"),
         ("nan", "but must be a number from 0 to 1"),
     ],
+    "TRUSTED_PROXY_COUNT": WHOLE_NUMBER,
 }
 
 

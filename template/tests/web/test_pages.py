@@ -10,7 +10,7 @@ from django.views import defaults
 
 from apps.users.models import User
 
-OPEN_PAGES = ["web:home", "account_login", "account_signup", "account_reset_password", "admin:login"]
+OPEN_PAGES = ["web:home", "account_login", "account_signup", "account_reset_password"]
 OWN_PAGES = [
     "web:home",
     "account_email",
