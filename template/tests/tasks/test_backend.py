@@ -105,6 +105,22 @@ def test_the_queue_and_the_priority_are_those_of_the_task(sent):
     assert options == [("urgent", 0), (None, 3), (None, 9)]
 
 
+def test_a_task_that_beat_sends_goes_to_its_queue_and_back_to_the_default_one_if_a_call_says_so(broker):
+    beat_sends(declared.hurry)
+    declared.hurry.using(queue_name="default").enqueue()
+    broker.away = True
+    with transaction.atomic():
+        beat_sends(declared.hurry)
+    broker.away = False
+    OutgoingTask.objects.update(send_at=timezone.now())
+    send_waiting()
+    assert [message.options.get("queue") for message in broker.messages] == ["urgent", "celery", "urgent"]
+
+
+def beat_sends(task):
+    register(task).apply_async((), {}, producer=None)
+
+
 @pytest.mark.parametrize(
     ("url", "levels"),
     [("redis://localhost", [0, 0, 3, 6, 6, 9, 9]), ("amqp://localhost", [5, 5, None, None, None, None, None])],

@@ -35,6 +35,7 @@ from apps.tasks.beat.scheduler import LeaseScheduler
 from apps.tasks.models import ScheduledTask
 from apps.tasks.worker import alive
 from apps.web.clock import for_column
+from tests.background import declared
 
 TABLES = (
     PeriodicTask,
@@ -46,6 +47,7 @@ TABLES = (
     ScheduledTask,
 )
 TASK = "tests.greet"
+DECLARED = f"{declared.__name__}.{{}}"
 FUTURE = datetime(2100, 1, 1, 12, tzinfo=UTC)
 PAST = datetime(2000, 1, 1, 12, tzinfo=UTC)
 
@@ -467,6 +469,15 @@ def test_a_name_that_was_taken_by_renaming_is_refused(run, entries):
         run(entries)
 
 
+def test_arguments_that_fit_a_task_of_djangos_framework_are_written(run):
+    entries = {
+        "attempt": entry(task=DECLARED.format("attempt")),
+        "double": entry(task=DECLARED.format("double"), kwargs={"x": 1}),
+    }
+    run(entries)
+    assert PeriodicTask.objects.filter(name__in=entries).count() == 2
+
+
 # Mistakes -------------------------------------------------------------------
 
 
@@ -484,6 +495,11 @@ def test_a_name_that_was_taken_by_renaming_is_refused(run, entries):
         ({"args": (object(),)}, "args cannot be written as JSON"),
         ({"kwargs": {"name": {1, 2}}}, "kwargs cannot be written as JSON"),
         ({"kwargs": ["name"]}, "kwargs must be a dictionary"),
+        ({"task": DECLARED.format("leave_nothing"), "args": (3, 4)}, "do not fit the task: "),
+        ({"task": DECLARED.format("attempt"), "args": (3,)}, "do not fit the task: "),
+        ({"task": DECLARED.format("double"), "kwargs": {"y": 1}}, "do not fit the task: "),
+        ({"task": DECLARED.format("double"), "args": (float("nan"),)}, "An argument cannot be stored as JSON"),
+        ({"task": DECLARED.format("double"), "args": (PAST,)}, "An argument cannot be stored as JSON"),
         ({"queue": ""}, "queue must be the name of a queue"),
         ({"queue": "q" * 201}, "queue has 201 characters; 200 are allowed"),
         ({"priority": 256}, "priority must be a whole number from 0 to 255"),

@@ -8,9 +8,12 @@ from celery import Task, current_app
 from django.core.checks import Error, Warning, run_checks
 from kombu import Queue
 
+from apps.background import task
 from apps.tasks.broker.options import broker_options
 from apps.tasks.console.rules import RULES
+from apps.tasks.sending import backend
 
+WORKERS = {"BACKEND": "apps.tasks.sending.backend.WorkerBackend", "QUEUES": []}
 REDIS, RABBITMQ = "redis://127.0.0.1:6379/0", "amqp://guest:guest@127.0.0.1:5672//"
 
 
@@ -19,6 +22,9 @@ def production(settings, monkeypatch):
     """The project in production; `use(url)` comes before, to name another kind of broker."""
     settings.DEBUG, settings.USE_TZ = False, True
     use(monkeypatch, REDIS)
+    # Other tests have tasks with queues of their own.
+    for name in [name for name in current_app.tasks if name.startswith("tests.")]:
+        monkeypatch.delitem(current_app.tasks, name)
 
 
 def use(monkeypatch, url, **options):
@@ -188,6 +194,25 @@ def test_a_task_with_a_queue_of_another_name_is_found():
         assert told() == ["The task tests.checks.task names the queue emials, which the settings do not have."]
     finally:
         current_app.tasks.unregister("tests.checks.task")
+
+
+def test_a_task_of_djangos_framework_with_a_queue_of_another_name_is_found(settings):
+    settings.TASKS = {"default": WORKERS}
+    task(queue_name="emials")(function_of_a_task)
+    name = f"{__name__}.function_of_a_task"
+    try:
+        assert told() == [f"The task {name} names the queue emials, which the settings do not have."]
+    finally:
+        current_app.tasks.unregister(name)
+        backend._registered.pop(name)
+
+
+def function_of_a_task(): ...
+
+
+def test_an_allowed_queue_of_another_name_is_found(settings):
+    settings.TASKS = {"default": WORKERS | {"QUEUES": ["default", "celery", "emials"]}}
+    assert told() == ["TASKS['default'] names the queue emials, which the settings do not have."]
 
 
 def test_an_entry_with_a_queue_of_another_name_is_found(settings):

@@ -9,7 +9,9 @@ from celery.utils.functional import maybe_evaluate
 from django.conf import settings
 from django.core.checks import CheckMessage, Warning, register
 
+from apps.background.framework import task_backends
 from apps.tasks.broker.queues import configured_queues, remedy
+from apps.tasks.sending.backend import DEFAULT_QUEUE, WorkerBackend
 
 from .checks import project_tasks
 
@@ -34,6 +36,7 @@ def _named_queues(tasks: list[Task]) -> Iterator[tuple[str, str]]:
         ("CELERY_TASK_DEFAULT_QUEUE", current_app.conf.task_default_queue),
         *(("CELERY_TASK_ROUTES", target) for target in _route_targets(tasks)),
         *((f"The task {task.name}", getattr(task, "queue", None)) for task in tasks),
+        *((f"TASKS[{alias!r}]", name) for alias, name in _allowed_queues()),
         *((f"SCHEDULED_TASKS[{name!r}]", entry.get("queue")) for name, entry in entries if isinstance(entry, Mapping)),
     ]
     for place, queue in named:
@@ -42,6 +45,14 @@ def _named_queues(tasks: list[Task]) -> Iterator[tuple[str, str]]:
         name = getattr(queue, "name", queue)
         if name and isinstance(name, str):
             yield place, name
+
+
+def _allowed_queues() -> Iterator[tuple[str, str]]:
+    """Yield the names of queues that TASKS allows, each with the alias of its backend, if workers run the tasks."""
+    for alias in task_backends:
+        backend = task_backends[alias]
+        if isinstance(backend, WorkerBackend):
+            yield from ((alias, name) for name in sorted(backend.queues - {DEFAULT_QUEUE}))
 
 
 def _route_targets(tasks: Iterable[Task]) -> Iterator[Any]:

@@ -5,6 +5,7 @@ sent on commit, waits in the outbox while the broker is down, and leaves a row i
 """
 
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial, wraps
 from inspect import iscoroutinefunction
@@ -13,7 +14,9 @@ from typing import Any
 from celery import shared_task
 from celery.app.task import Context
 from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError, TimeLimitExceeded, WorkerLostError
+from celery.result import AsyncResult
 from celery.signals import task_revoked
+from celery.utils.functional import head_from_fun
 from django.db import connection, transaction
 from django.utils import timezone
 from django.utils.asyncio import async_unsafe
@@ -29,6 +32,7 @@ from apps.background.framework import (
 )
 from apps.background.immediate import IN_A_COROUTINE, AfterCommitBackend
 from apps.background.options import options_of
+from apps.background.storable import as_json
 from apps.tasks.broker.priorities import broker_priority
 from apps.web import clock
 
@@ -88,6 +92,16 @@ class BackgroundTask(RetryingTask):
     typing = False
     # What is run. Set for each task when it is registered.
     django_task: Any = None
+
+    @property
+    def queue(self) -> str | None:
+        """The queue that the task is declared with, or None for the default queue."""
+        return _queue_of(self.django_task)
+
+    def apply_async(self, *args: Any, **options: Any) -> AsyncResult:
+        """Send the task as ProjectTask does, and to its own queue if the call names none, as beat does."""
+        # The outbox knows only the options of the call.
+        return super().apply_async(*args, **({"queue": self.queue} if self.queue else {}) | options)
 
     def run_function(self, args: Any, kwargs: Any) -> Any:
         """Run the function, and record each step. Raises what the function raises, and Retry if it is tried again."""
@@ -157,7 +171,12 @@ def register(task: Task) -> BackgroundTask:
     path = task.module_path
     if path not in _registered:
         wanted = options_of(task)
-        options: dict[str, Any] = {"durable": wanted.durable, "django_task": task}
+        options: dict[str, Any] = {
+            "durable": wanted.durable,
+            "django_task": task,
+            # Celery would describe the function below, which takes any arguments.
+            "__header__": staticmethod(_check_of_arguments(task)),
+        }
         if wanted.retry_for:
             options |= {"autoretry_for": wanted.retry_for, "max_retries": wanted.max_retries}
         if wanted.time_limit:
@@ -170,6 +189,21 @@ def register(task: Task) -> BackgroundTask:
 
         _registered[path] = shared_task(run, name=path, bind=True, base=BackgroundTask, **options)
     return _registered[path]
+
+
+def _queue_of(task: Task) -> str | None:
+    return None if task.queue_name == DEFAULT_QUEUE else task.queue_name
+
+
+def _check_of_arguments(task: Task) -> Callable[..., None]:
+    """Return what raises TypeError for arguments that do not fit the function, or that `enqueue` would refuse."""
+    fit = head_from_fun(task.func, bound=task.takes_context)
+
+    def check(*args: Any, **kwargs: Any) -> None:
+        fit(*args, **kwargs)
+        as_json("An argument", [args, kwargs])
+
+    return check
 
 
 def refuse_async_on_gevent(task: Task) -> None:
@@ -186,16 +220,17 @@ def refuse_async_on_gevent(task: Task) -> None:
 
 def send(result: TaskResult) -> None:
     """Send an enqueued task, now or after the commit. While the broker is down, the outbox stores it."""
-    task = result.task
+    task, celery_task = result.task, register(result.task)
     options: dict[str, Any] = {"priority": broker_priority(task.priority)}
-    if task.queue_name != DEFAULT_QUEUE:
-        options["queue"] = task.queue_name
+    # A call may also lead a task with a queue of its own to the default queue.
+    if queue := _queue_of(task) or (celery_task.queue and celery_task.app.conf.task_default_queue):
+        options["queue"] = queue
     if task.run_after:
         options["eta"] = clock.aware(task.run_after)
     if records.is_kept(result):
         # The running task may hand its headers on to others, which have other ids.
         options["headers"] = {"enqueued": result.id}
-    register(task).apply_async(result.args, result.kwargs, task_id=result.id, after_commit=True, **options)
+    celery_task.apply_async(result.args, result.kwargs, task_id=result.id, after_commit=True, **options)
     if records.is_kept(result):
         mark = partial(records.mark_sent, result.id)
         transaction.on_commit(mark) if transaction.get_connection().in_atomic_block else mark()
