@@ -1,6 +1,7 @@
 """Redis is asked for messages by the script that records them, and rung for those that wait."""
 
 import json
+import threading
 from queue import Empty
 from unittest.mock import MagicMock, Mock
 
@@ -10,7 +11,7 @@ pytest.importorskip("celery")
 
 from kombu import Connection
 
-from apps.tasks.broker import redis_transport
+from apps.tasks.broker import redis_records, redis_transport
 
 MESSAGE = {
     "body": "",
@@ -27,6 +28,13 @@ def server(monkeypatch):
     monkeypatch.setattr(redis_transport.Channel, "_create_client", lambda self, asynchronous=False: server)
     server.parse_response.return_value = None
     return server
+
+
+@pytest.fixture(autouse=True)
+def nothing_untold():
+    """Leave no acknowledgement to the next test."""
+    yield
+    redis_records.untold.clear()
 
 
 @pytest.fixture
@@ -72,6 +80,64 @@ def test_a_message_that_was_taken_is_not_recorded_again(channel, server):
     assert [message.delivery_tag for message in received] == ["tag"]
     assert "tag" in channel.qos._delivered
     server.pipeline.return_value.hset.assert_not_called()
+
+
+def end_task(channel, server):
+    """Let the channel take a message, whose task ends; return the double of what acknowledges at once."""
+    consume(channel)
+    server.parse_response.return_value = (b"celery", json.dumps(MESSAGE).encode())
+    ask(channel, server)
+    server.parse_response.return_value = None
+    return server.pipeline.return_value.zrem
+
+
+def test_the_script_that_takes_the_next_message_acknowledges_what_has_ended_once(channel, server):
+    at_once = end_task(channel, server)
+    channel.qos.ack("tag")
+    at_once.assert_not_called()
+    ask(channel, server)
+    assert server.connection.send_command.call_args.args[-1] == "tag"
+    assert not redis_records.untold
+
+
+def test_an_acknowledgement_that_got_no_answer_goes_with_the_next_script(channel, server):
+    end_task(channel, server)
+    channel.qos.ack("tag")
+    server.parse_response.side_effect = ConnectionError
+    with pytest.raises(ConnectionError):
+        ask(channel, server)
+    assert redis_records.untold == {"tag"}
+
+
+def test_what_ends_while_a_bell_is_waited_for_is_acknowledged_at_once(channel, server):
+    at_once = end_task(channel, server)
+    ask(channel, server)
+    channel._brpop_start()
+    channel.qos.ack("tag")
+    at_once.assert_called_once_with("unacked_index", "tag")
+    assert not redis_records.untold
+
+
+def test_what_has_ended_is_acknowledged_when_the_last_consumer_goes(channel, server):
+    at_once = end_task(channel, server)
+    channel.qos.ack("tag")
+    channel.basic_cancel("one")
+    at_once.assert_called_once_with("unacked_index", "tag")
+
+
+def test_without_an_event_loop_a_free_slot_is_filled_at_once(channel, server, monkeypatch):
+    transport, waited = channel.connection, []
+    end_task(channel, server)
+    channel.qos.prefetch_count = 1
+    monkeypatch.setattr(redis_transport, "FULL_SECONDS", 60)
+    monkeypatch.setattr(transport.cycle, "maybe_restore_messages", lambda: None)
+    monkeypatch.setattr(redis_transport.redis.Transport, "drain_events", lambda *_, timeout: waited.append(timeout))
+    task = threading.Timer(0.1, channel.qos.ack, ["tag"])
+    task.start()
+    transport.drain_events(Mock(client=Mock(transport_options={})), timeout=30)
+    task.join()
+    # If nobody had woken it, it would only have looked once.
+    assert waited == [30]
 
 
 def test_a_consumer_that_wants_no_record_gets_none(channel, server):

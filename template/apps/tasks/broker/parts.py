@@ -40,6 +40,7 @@ PARTS = {
         "kombu.transport.redis:Channel._put(queue, message)",
         "kombu.transport.redis:Channel._q_for_pri(queue, pri)",
         "kombu.transport.redis:Channel._get_message_priority(message, reverse)",
+        "kombu.transport.redis:Channel._basic_cancel(consumer_tag)",
         "kombu.transport.redis:Channel._brpop_start(timeout)",
         "kombu.transport.redis:Channel._brpop_read()",
         "kombu.transport.redis:Channel._brpop_sent_at",
@@ -57,6 +58,7 @@ PARTS = {
         "kombu.transport.virtual:Transport._avail_channels",
         "kombu.transport.virtual:QoS._delivered",
         "kombu.transport.virtual:QoS._flush()",
+        "kombu.transport.virtual:QoS.can_consume()",
         "kombu.transport.virtual:QoS.append(message, delivery_tag)",
     ),
     "apps.tasks.broker.rabbitmq_transport:Transport": (

@@ -42,14 +42,14 @@ class QoS(redis.QoS):
     """Kombu's record of unacknowledged messages. The script has already recorded the messages that it took."""
 
     def ack(self, delivery_tag: str) -> None:
-        """Acknowledge a message. If the server cannot accept that now, acknowledge it later."""
-        try:
-            self._remove_from_indices(delivery_tag).execute()
-        except self.channel.connection_errors as error:
-            untold.add(delivery_tag)
-            logger.warning("The broker is told later that a task has ended: %s", error)
+        """Acknowledge a message: with the next message that is taken, at once, or when the server accepts it."""
+        untold.add(delivery_tag)
         # Its slot is free, whatever the server knows.
         virtual.QoS.ack(self, delivery_tag)
+        if not self.channel.takes_soon:
+            self.tell()
+        if transport := self.channel.connection:
+            transport.slot_is_free.set()
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Drop or requeue a message. If it cannot be requeued now, the server redelivers it later."""
@@ -61,14 +61,21 @@ class QoS(redis.QoS):
         finally:
             virtual.QoS.ack(self, delivery_tag)
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Acknowledge what has ended, or log that the server cannot accept that now."""
+        try:
+            self._tell_all()
+        except self.channel.connection_errors as error:
+            logger.warning("The broker is told later that a task has ended: %s", error)
+
+    def _tell_all(self) -> None:
         for delivery_tag in tuple(untold):
             self._remove_from_indices(delivery_tag).execute()
             untold.discard(delivery_tag)
 
     def restore_visible(self, *args: Any, **options: Any) -> None:
         """Send the delayed acknowledgements, and then requeue what is overdue."""
-        self._tell()
+        self._tell_all()
         token = is_overdue.set(True)
         try:
             # A server whose memory is full cannot requeue anything. It is asked again soon.
@@ -87,7 +94,7 @@ class QoS(redis.QoS):
 
     def restore_unacked(self, client: Any = None) -> None:
         """Requeue what this process has taken and not acknowledged. One that cannot be requeued stops no other."""
-        _attempt(self._tell)
+        _attempt(self._tell_all)
         self._flush()
         for delivery_tag in tuple(self._delivered):
             _attempt(partial(self.restore_by_tag, delivery_tag, client))
@@ -96,7 +103,7 @@ class QoS(redis.QoS):
     def restore_unacked_once(self, stderr: Any = None) -> None:
         """Requeue what this process has taken, because the channel closes. The server redelivers the rest later."""
         try:
-            self._tell()
+            self._tell_all()
             super().restore_unacked_once(stderr)
         except self.channel.connection_errors as error:
             logger.warning("The broker will deliver again what cannot be given back now: %s", error)

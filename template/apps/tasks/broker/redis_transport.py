@@ -6,12 +6,16 @@ ring a bell, which is a list beside each queue, and idle workers wait for that. 
 program sent the message without ringing, the message is late by at most one second. Queues and records are kombu's own,
 so workers, senders and tools with kombu's transport can be mixed with this one.
 
+While messages wait, a slot must not stand empty for longer than one round trip. So the script that takes a message also
+acknowledges those whose tasks have ended, and a worker without an event loop is woken as soon as a slot is free.
+
 A server that refuses commands, for example because it has become a replica, is treated like a server that is down:
 clients connect again, by its name, until a server accepts tasks. A server whose memory is full stays in use, because
 tasks that are taken free some of it.
 """
 
 import logging
+import threading
 from collections.abc import Iterable
 from queue import Empty
 from time import monotonic, time
@@ -22,7 +26,7 @@ from kombu.transport import redis
 from kombu.utils.json import dumps
 from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
 
-from .redis_records import Message, QoS, is_overdue
+from .redis_records import Message, QoS, is_overdue, untold
 from .redis_rights import examine, lacking_right, refusal
 
 logger = logging.getLogger(__name__)
@@ -31,14 +35,18 @@ logger = logging.getLogger(__name__)
 BELL_RINGS = 10
 # Nobody hears the bells of temporary reply queues, such as those of `inspect`, so these bells must expire.
 BELL_MILLISECONDS = 60_000
-# How often a worker without an event loop checks for a free slot, in seconds.
+# How often a worker without an event loop, whose slots are all taken, listens to remote commands, in seconds.
 FULL_SECONDS = 0.05
 
-# KEYS: the queues, highest priority first, then the two records that kombu keeps. ARGV: the time, and the name of each
-# queue. RPOP comes first, because a server whose memory is full refuses the other commands as the first write of a
-# script, so a full queue could not be drained. What is no message of kombu's becomes the body of one, so that somebody
-# gets it and can acknowledge it.
+# KEYS: the queues, highest priority first, then the two records that kombu keeps. ARGV: the time, the name of each queue,
+# then the tags of the messages to acknowledge. RPOP comes before HSET and ZADD, because a server whose memory is full
+# refuses these as the first write of a script, so a full queue could not be drained. What is no message of kombu's
+# becomes the body of one, so that somebody gets it and can acknowledge it.
 TAKE = """
+for i = #KEYS, #ARGV do
+  redis.call('ZREM', KEYS[#KEYS], ARGV[i])
+  redis.call('HDEL', KEYS[#KEYS - 1], ARGV[i])
+end
 for i = 1, #KEYS - 2 do
   local item = redis.call('RPOP', KEYS[i])
   if item then
@@ -72,6 +80,7 @@ class Channel(redis.Channel):
         self._unrecorded: set[str] = set()
         self._asked = "BRPOP"
         self._found_nothing = False
+        self._telling: tuple[str, ...] = ()
         super().__init__(*args, **kwargs)
 
     def _create_client(self, asynchronous: bool = False) -> Any:
@@ -123,6 +132,13 @@ class Channel(redis.Channel):
         """Whether the awaited or just delivered answer comes from the script."""
         return self._asked == "TAKE"
 
+    @property
+    def takes_soon(self) -> bool:
+        """Whether this channel is about to ask by the script, so that acknowledgements can go with it."""
+        uses_script = bool(self.active_queues) and self._unrecorded.isdisjoint(self.active_queues)
+        # A bell may be silent for a second. The script answers at once.
+        return uses_script and (self.taking or not self._in_poll) and self.qos.can_consume()
+
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
         """Start to consume the queue."""
         (self._unrecorded.add if no_ack or not self.ack_emulation else self._unrecorded.discard)(queue)
@@ -160,7 +176,7 @@ class Channel(redis.Channel):
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
             return None
-        self._asked = "BELL" if self._found_nothing else "TAKE"
+        self._asked = "BELL" if self._found_nothing and not untold else "TAKE"
         self._found_nothing = False
         self._in_poll = self.client.connection
         self._brpop_sent_at = monotonic()
@@ -168,7 +184,8 @@ class Channel(redis.Channel):
             keys = [self._q_for_pri(queue, priority) for priority in self.priority_steps for queue in queues]
             keys = self._prefixed([*keys, self.unacked_key, self.unacked_index_key])
             names = list(queues) * len(self.priority_steps)
-            self._in_poll.send_command("EVAL", TAKE, len(keys), *keys, time(), *names)
+            self._telling = tuple(untold)
+            self._in_poll.send_command("EVAL", TAKE, len(keys), *keys, time(), *names, *self._telling)
         else:
             bells = self._prefixed(map(self._bell, queues))
             self._in_poll.send_command("BRPOP", *bells, timeout or self.brpop_timeout or 0)
@@ -183,10 +200,18 @@ class Channel(redis.Channel):
             raise Empty
         try:
             # The script answers as BRPOP does: with the queue and the message.
-            return super()._brpop_read(**options)
+            delivered = super()._brpop_read(**options)
         except Empty:
             self._found_nothing = True
+            untold.difference_update(self._telling)
             raise
+        untold.difference_update(self._telling)
+        return delivered
+
+    def _basic_cancel(self, consumer_tag: str) -> None:
+        super()._basic_cancel(consumer_tag)
+        # Nothing is taken any more.
+        self.qos.tell()
 
     def _hear_bell(self, **options: Any) -> None:
         try:
@@ -215,6 +240,7 @@ class Transport(redis.Transport):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._restored_at = 0.0
+        self.slot_is_free = threading.Event()
 
     def establish_connection(self) -> Any:
         """Connect. Raise a connection error if the server is down, accepts nothing now, or forbids something."""
@@ -232,10 +258,11 @@ class Transport(redis.Transport):
     def drain_events(self, connection: Any, timeout: float | None = None) -> None:
         """Deliver the next message. Raise socket.timeout if there is none."""
         self._restore(connection.client.transport_options)
-        # Without an event loop, as on gevent, nothing tells a worker whose slots are all taken that one has become
-        # free.
-        if timeout and not all(channel.qos.can_consume() for channel in self.cycle._channels):
-            timeout = min(timeout, FULL_SECONDS)
+        # Without an event loop, as on gevent, kombu would wait for the server although a slot has become free.
+        self.slot_is_free.clear()
+        is_full = timeout and not all(channel.qos.can_consume() for channel in self.cycle._channels)
+        if is_full and not self.slot_is_free.wait(min(timeout, FULL_SECONDS)):
+            timeout = 0
         super().drain_events(connection, timeout=timeout)
 
     def _restore(self, options: dict[str, Any]) -> None:
