@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from datetime import timedelta
+from threading import Event
 
 import pytest
 
@@ -101,6 +102,21 @@ def test_what_two_looks_find_is_logged_once_and_when_it_is_over(caplog):
     [message] = told(watch, caplog, left, left)
     assert message.startswith("No worker takes from the queue celery (3 waiting). Start a worker")
     assert told(watch, caplog, {}, {}) == ["The queue celery is empty, or a worker takes from it."]
+
+
+def test_a_look_waits_until_the_one_before_has_ended(monkeypatch):
+    looks, answered = [], Event()
+    monkeypatch.setattr(unattended, "LOOK_SECONDS", 0)
+    monkeypatch.setattr(Watch, "_look", lambda watch: (looks.append(1), answered.wait()))
+    watch = Watch()
+    watch.go_on()
+    watch.go_on()
+    answered.set()
+    watch._look_under_way.join()
+    assert len(looks) == 1
+    watch.go_on()
+    watch._look_under_way.join()
+    assert len(looks) == 2
 
 
 @pytest.mark.django_db(transaction=True)

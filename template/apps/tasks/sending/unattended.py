@@ -101,12 +101,18 @@ class Watch:
         self._next_look = monotonic() + LOOK_SECONDS
         self._seen = self._told = frozenset[str]()
         self._failed = False
+        self._look_under_way: Thread | None = None
 
     def go_on(self) -> None:
-        """Check if it is time, in a thread, because beat must not wait for workers."""
-        if monotonic() >= self._next_look:
-            self._next_look = monotonic() + LOOK_SECONDS
-            Thread(target=self._look, daemon=True).start()
+        """Check if it is time, in a thread, because beat must not wait for workers.
+
+        If a slow broker makes a check last longer, the next one waits: two at a time would count as two in a row.
+        """
+        if monotonic() < self._next_look or (self._look_under_way and self._look_under_way.is_alive()):
+            return
+        self._next_look = monotonic() + LOOK_SECONDS
+        self._look_under_way = Thread(target=self._look, daemon=True)
+        self._look_under_way.start()
 
     def _look(self) -> None:
         try:
