@@ -9,10 +9,12 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
-from django_celery_beat.models import IntervalSchedule, PeriodicTask
+from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 from django_celery_results.models import TaskResult
 
 from apps.background.models import EnqueuedTask
+from apps.tasks.beat.periodic import schedule_of
+from apps.tasks.beat.timing import CRONTAB_FIELDS
 from apps.tasks.models import FailedTask, OutgoingTask
 from apps.users.models import User
 
@@ -72,3 +74,51 @@ def test_a_list_loads_no_long_column(admin_client, name):
     read = [each["sql"] for each in queries if f"FROM {table}" in each["sql"]]
     assert long and read and not [column for column in long for sql in read if f'{table}."{column}"' in sql]
     assert LONG in admin_client.get(reverse(f"admin:{name}_change", args=[row.pk])).content.decode()
+
+
+# Schedules ------------------------------------------------------------------
+
+NO_TASKS = {"periodictask_set-TOTAL_FORMS": 0, "periodictask_set-INITIAL_FORMS": 0}
+CRONTAB = dict.fromkeys(CRONTAB_FIELDS, "*") | {"timezone": "UTC"} | NO_TASKS
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"day_of_week": "7"}, "Sunday is 0."),
+        ({"day_of_week": "1-7"}, "Sunday is 0."),
+        ({"day_of_month": "31", "month_of_year": "2"}, "never occurs in month_of_year"),
+        ({"day_of_month": "30,31", "month_of_year": "2"}, "never occurs in month_of_year"),
+        ({"day_of_month": "31", "month_of_year": "4,6,9,11", "day_of_week": "1"}, "never occurs in month_of_year"),
+        ({"minute": "60"}, "minute"),
+    ],
+    ids=str,
+)
+def test_a_crontab_that_beat_cannot_use_is_refused(admin_client, fields, sentence):
+    page = admin_client.post(reverse("admin:django_celery_beat_crontabschedule_add"), CRONTAB | fields)
+    assert page.status_code == 200 and sentence in str(page.context["adminform"].form.errors)
+    assert not CrontabSchedule.objects.filter(**fields).exists()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"day_of_month": "29", "month_of_year": "2"},
+        {"day_of_month": "31", "month_of_year": "2,3"},
+        {"day_of_week": "0,sat"},
+        {"minute": "*/5", "hour": "8-18"},
+    ],
+    ids=str,
+)
+def test_a_crontab_that_beat_can_use_is_saved_and_occurs(admin_client, fields):
+    admin_client.post(reverse("admin:django_celery_beat_crontabschedule_add"), CRONTAB | fields)
+    row = PeriodicTask(crontab=CrontabSchedule.objects.get(**fields))
+    assert schedule_of(row).next_after(timezone.now()) > timezone.now()
+
+
+@pytest.mark.parametrize(("every", "status"), [("2147483647", 200), ("3000", 302)])
+def test_an_interval_that_no_calendar_has_is_refused(admin_client, every, status):
+    add = reverse("admin:django_celery_beat_intervalschedule_add")
+    page = admin_client.post(add, {"every": every, "period": "days"} | NO_TASKS)
+    assert page.status_code == status
+    assert IntervalSchedule.objects.filter(every=every).exists() == (status == 302)

@@ -5,8 +5,8 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.text import Truncator
-from django_celery_beat.admin import PeriodicTaskAdmin
-from django_celery_beat.models import PeriodicTask
+from django_celery_beat.admin import CrontabScheduleAdmin, IntervalScheduleAdmin, PeriodicTaskAdmin
+from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 from django_celery_results.admin import TaskResultAdmin
 from django_celery_results.models import TaskResult
 from kombu.exceptions import OperationalError
@@ -14,6 +14,8 @@ from kombu.exceptions import OperationalError
 from apps.tasks.models import FailedTask, OutgoingTask
 from apps.tasks.sending.outbox import send_now
 from apps.tasks.worker.replay import send_again
+
+from .schedule_forms import CrontabForm, IntervalForm
 
 
 @admin.register(FailedTask)
@@ -119,7 +121,21 @@ class QuickTaskResultAdmin(TaskResultAdmin):
         return super().get_queryset(request).defer("task_args", "task_kwargs", "result", "traceback", "meta")
 
 
-admin.site.unregister(PeriodicTask)
+admin.site.unregister([CrontabSchedule, IntervalSchedule, PeriodicTask])
+
+
+@admin.register(CrontabSchedule)
+class CheckedCrontabAdmin(CrontabScheduleAdmin):
+    """The admin page for crontabs."""
+
+    form = CrontabForm
+
+
+@admin.register(IntervalSchedule)
+class CheckedIntervalAdmin(IntervalScheduleAdmin):
+    """The admin page for intervals."""
+
+    form = IntervalForm
 
 
 @admin.register(PeriodicTask)
