@@ -185,7 +185,7 @@ def test_whoever_lacks_a_right_says_in_a_sentence_which(project, redis, tmp_path
     variables = {"CELERY_BROKER_URL": redis.url("poor:secret@"), "DEBUG": "1"}
     programs, sentence = project / ".venv/bin", f"To allow it: ACL SETUSER poor {lacking}"
     commands = {
-        "check": (programs / "python", "manage.py", "check"),
+        "check": (programs / "python", "manage.py", "check", "--deploy"),
         "worker": (programs / "celery", "-A", "acme", "worker"),
     }
     for name, command in commands.items():

@@ -4,8 +4,11 @@ import pytest
 
 pytest.importorskip("celery")
 
+import socket
+
 from celery import Task, current_app
 from django.core.checks import Error, Warning, run_checks
+from django.core.management import call_command
 from kombu import Queue
 
 from apps.background import task
@@ -241,6 +244,21 @@ def test_the_remedy_is_told(settings, monkeypatch, queues, remedy):
 def told():
     """What the checks find, in their words."""
     return [message.msg for message in run_checks(tags=["tasks"])]
+
+
+# The broker -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [["check"], ["check", "--tag=tasks"], ["makemigrations", "--check"]], ids=" ".join)
+def test_a_command_leaves_the_broker_alone_unless_it_is_asked_to_connect(monkeypatch, db, command):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        monkeypatch.setenv("CELERY_BROKER_URL", f"redis://127.0.0.1:{server.getsockname()[1]}/0")
+        call_command(*command)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+        call_command("check", "--tag=tasks", "--deploy")
+        server.accept()[0].close()
 
 
 # The cache ------------------------------------------------------------------

@@ -77,9 +77,9 @@ def _task_messages(task: Task, conf: Conf) -> Iterator[CheckMessage]:
 # The broker -----------------------------------------------------------------
 
 
-@register("tasks")
+@register("tasks", deploy=True)
 def check_rights(**kwargs: object) -> list[CheckMessage]:
-    """Ask Redis, if it answers, whether the user has the rights that tasks need."""
+    """Ask Redis, if it answers, whether the user has the rights that tasks need. Only `check --deploy` asks."""
     if current_app.conf.task_always_eager or not is_redis(current_app.conf.broker_url or ""):
         return []
     from redis.exceptions import NoPermissionError
