@@ -56,7 +56,8 @@ def project_tasks() -> list[Task]:
 
 def _task_messages(task: Task, conf: Conf) -> Iterator[CheckMessage]:
     limit, soft_limit = task.time_limit or conf.limit, task.soft_time_limit or conf.soft_limit
-    own_limits = task.time_limit or task.soft_time_limit
+    # Celery copies the limits of the settings to tasks that have none.
+    own_limits = (limit, soft_limit) != (conf.limit, conf.soft_limit)
     if own_limits and limit <= soft_limit < inf:
         message = f"Its soft_time_limit ({soft_limit} s) is not below its time_limit ({limit} s)."
         yield _message("E020", message, "Set both, the soft limit below the hard one.", task)
