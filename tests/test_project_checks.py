@@ -203,21 +203,137 @@ def test_a_task_whose_value_postgresql_refuses_has_failed(on):
         run(project, programs / "python", "-m", "pytest", *tests, "-k", chosen, DATABASE_URL=database)
 
 
+# A second queue and longer limits, each with what the checks say about it.
 OWNERS_SETTINGS = """
 SHOP_CURRENCY = env.text("SHOP_CURRENCY", "EUR")
+CELERY_TASK_ROUTES = {"acme.tasks.*": {"queue": "reports"}}
+CELERY_TASK_SOFT_TIME_LIMIT, CELERY_TASK_TIME_LIMIT = 870, 900
 SCHEDULED_TASKS = {name: entry for name, entry in SCHEDULED_TASKS.items() if entry["task"].startswith("apps.")}
+"""
+# Each module stays together, because servers are started for it.
+SHUFFLED = """
+import random
+
+def pytest_collection_modifyitems(items):
+    dice = random.Random(1)
+    places = {item.path: dice.random() for item in items}
+    items.sort(key=lambda item: (places[item.path], dice.random()))
 """
 
 
 def test_a_project_passes_its_own_tests_with_what_every_owner_changes(python_of_everything, template_repo, tmp_path):
+    """In another order, too. The checks warn of two of the changes, so one test fails and repeats their words."""
     project = template.copy(template_repo, tmp_path / "acme", **template.EVERYTHING)
     replace_in(project / "acme/settings.py", 'LANGUAGE_CODE = "en-us"', 'LANGUAGE_CODE = "de"')
     (project / "acme/settings.py").open("a").write(OWNERS_SETTINGS)
     (project / ".env.example").open("a").write("# SHOP_CURRENCY=EUR\n")
     # The example is replaced, as its first line says.
     (project / "acme/tasks.py").write_text('"""Mine."""\n')
-    output = run(project, python_of_everything, "-m", "pytest", "tests", "--ignore=tests/metrics", seconds=1800)
-    assert re.search(r"^=+ \d+ passed, 1 skipped(, \d+ warnings?)? in ", output, re.MULTILINE), output[-3000:]
+    (project / "shuffled.py").write_text(SHUFFLED)
+    command = (python_of_everything, "-m", "pytest", "-p", "shuffled", "tests", "--ignore=tests/metrics")
+    output = run(project, *command, status=1, seconds=1800)
+    assert re.search(r"^=+ 1 failed, \d+ passed, 1 skipped(, \d+ warnings?)? in ", output, re.MULTILINE), output[-3000:]
+    assert "CELERY_TASK_ROUTES names the queue reports, which the settings do not have." in output
+    assert "A task may take 900 s, and Redis delivers it again after 600 s: a long task runs twice." in output
+
+
+# Tests stay in their process --------------------------------------------------
+
+OWNERS_TESTS = """
+import pytest
+from acme.tasks import add
+from apps.background import task
+from apps.tasks.sending import send
+from celery import chain
+from django.conf import settings
+from django.core.cache import cache
+from django.core.mail import send_mail
+from django.db import connection
+from django.test import TransactionTestCase
+
+@task
+def write():
+    return str(connection.settings_dict["NAME"])
+
+def send_all():
+    add.delay(1, 2)
+    chain(add.s(1, 2), add.s(3)).delay()
+    send(add, 1, 2)
+    add.apply_async((1, 2), countdown=5000)
+    send_mail("Hello", "", None, ["you@example.com"])
+    cache.set("key", "value")
+    return write.enqueue()
+
+def test_without_a_mark():
+    add.delay(1, 2)
+
+@pytest.mark.django_db(transaction=True)
+def test_with_transactions():
+    assert "memory" in send_all().return_value
+    assert (settings.STRIPE_SECRET_KEY, settings.DEFAULT_AI_MODEL) == ("", "")
+
+@pytest.mark.django_db
+def test_with_captured_commits(django_capture_on_commit_callbacks, sent):
+    with django_capture_on_commit_callbacks(execute=True):
+        send_all()
+    assert len(sent) == 4
+
+class ShopTest(TransactionTestCase):
+    def test_in_the_form_of_django(self):
+        assert "memory" in send_all().return_value
+"""
+COSTLY = """
+DEBUG=1
+CACHE_URL={0}/2
+CELERY_BROKER_URL={0}/0
+CELERY_RESULT_BACKEND={0}/1
+DEFAULT_AI_MODEL=openai:gpt-5-mini
+EMAIL_URL=smtp://127.0.0.1:1
+OPENAI_API_KEY=secret
+REDIS_URL={0}/0
+SECURE_SSL_REDIRECT=1
+STRIPE_SECRET_KEY=sk_test_1
+"""
+
+
+def connections(url: str) -> int:
+    """How often somebody has connected to this Redis, including this question."""
+    said = run(Path.cwd(), needed("redis-cli"), "-u", url, "info", "stats")
+    return int(re.search(r"total_connections_received:(\d+)", said)[1])
+
+
+def test_whatever_runs_the_tests_of_an_owner_they_stay_in_their_process(python_of_everything, template_repo, tmp_path):
+    project = template.copy(template_repo, tmp_path / "acme", **template.EVERYTHING)
+    shop = project / "apps/shop"
+    shop.mkdir()
+    (shop / "__init__.py").touch()
+    (shop / "tests.py").write_text(OWNERS_TESTS)
+    with redis_server(tmp_path) as (_, url):
+        (project / ".env").write_text(COSTLY.format(url.removesuffix("/0")))
+        before = connections(url)
+        run_tests = partial(run, python_of_everything.parent, python_of_everything, CELERY_BROKER_URL=url)
+        an_editors = {"DJANGO_SETTINGS_MODULE": "acme.settings"}
+        manage = project / "manage.py"
+        for output in (
+            run_tests("-m", "pytest", shop / "tests.py", **an_editors),
+            run_tests(manage, "test", "apps.shop"),
+            run_tests(manage, "test", "apps/shop/tests.py", **an_editors),
+        ):
+            assert " 4 passed" in output, output
+        assert " 1 passed" in run_tests(manage, "test", "apps.shop.tests.ShopTest.test_in_the_form_of_django")
+        assert "apps.nowhere" in run_tests(manage, "test", "apps.nowhere", status=1)
+        assert connections(url) == before + 1
+    assert not (project / "db.sqlite3").exists()
+
+
+def test_processes_that_share_the_tests_agree_on_their_names(python_of_everything, render):
+    project = render(**template.EVERYTHING)
+    collect = (python_of_everything, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--collect-only")
+    # Python arranges sets by this seed.
+    names = [
+        [line for line in run(project, *collect, PYTHONHASHSEED=seed).splitlines() if "::" in line] for seed in "12"
+    ]
+    assert len(names[0]) > 1000 and names[0] == names[1]
 
 
 @pytest.mark.parametrize(

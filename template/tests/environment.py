@@ -1,6 +1,7 @@
 """The project's settings as they are under other variables, without those of this process, and without its .env."""
 
 import os
+import re
 import runpy
 import shutil
 from collections.abc import Mapping
@@ -17,6 +18,13 @@ from django.core.exceptions import ImproperlyConfigured
 Table = Mapping[str, list[tuple[str, str]]]
 # Stands in values that no sentence may show.
 SECRET = "hunter2"
+
+
+def variables_of_this_machine() -> set[str]:
+    """Return the names of all variables in .env.example and .env, including those behind a # sign."""
+    files = [Path(__file__).resolve().parent.parent / name for name in (".env.example", ".env")]
+    texts = [file.read_text(errors="replace") for file in files if file.is_file()]
+    return {name for text in texts for name in re.findall(r"^(?:# *)?(?:export +)?(\w+)=", text, re.MULTILINE)}
 
 
 def load_settings(folder: Path, env_file: str | bytes = "", **variables: str) -> dict[str, Any]:

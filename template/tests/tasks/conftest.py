@@ -50,3 +50,5 @@ def app_in_memory(monkeypatch):
     memory.Transport.global_state.clear()
     yield app
     project.set_current()
+    # A worker makes its app that of all threads.
+    project.set_default()

@@ -51,8 +51,9 @@ def production(settings, monkeypatch):
         monkeypatch.setitem(current_app.conf, name, value)
     for module in (checks, queue_checks):
         monkeypatch.setattr(module, "project_tasks", tasks_of_tests)
-    # Celery reads the routes once.
-    monkeypatch.setattr(current_app.amqp, "_rtable", None)
+    # Celery reads queues and routes once.
+    app = current_app._get_current_object()
+    monkeypatch.setitem(vars(app), "amqp", type(app.amqp)(app))
     use(monkeypatch, REDIS)
 
 
