@@ -39,8 +39,9 @@ _prune_again = 0.0
 def new_result(task: Task, task_id: str, args: Any, kwargs: Any) -> TaskResult:
     """Return the result of a task that is about to be enqueued.
 
-    Raises TypeError if an argument cannot be stored as JSON.
+    Raises TypeError if an argument cannot be stored as JSON, and InvalidTask if no other process would find the task.
     """
+    _refuse_another_name(task)
     return TaskResult(
         task=task,
         id=task_id,
@@ -55,6 +56,20 @@ def new_result(task: Task, task_id: str, args: Any, kwargs: Any) -> TaskResult:
         errors=[],
         worker_ids=[],
     )
+
+
+def _refuse_another_name(task: Task) -> None:
+    # Only now, because the name is not bound yet when the decorator runs.
+    try:
+        found = import_string(task.module_path)
+    except ImportError:
+        found = None
+    if getattr(found, "func", None) is not task.func:
+        name = task.func.__name__
+        raise InvalidTask(
+            f"{task.module_path} is not this task, and a process that runs it looks there: declare it with @task above "
+            f"the function and any other decorator, or bind it to the name of the function: {name} = task({name})."
+        )
 
 
 def is_kept(result: TaskResult) -> bool:

@@ -147,3 +147,15 @@ def remember(email):
 
 @task(time_limit=20)
 def be_quick(): ...
+
+
+def function(): ...
+
+
+bound_to_another_name = task(function)
+
+
+def bound_to_its_name(): ...
+
+
+bound_to_its_name = task(bound_to_its_name)

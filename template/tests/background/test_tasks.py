@@ -122,6 +122,13 @@ def test_a_function_within_a_function_is_refused():
         def local(): ...
 
 
+def test_a_task_that_is_bound_to_another_name_is_refused():
+    with pytest.raises(InvalidTask, match=r"declared\.function is not this task.*: function = task\(function\)\."):
+        declared.bound_to_another_name.enqueue()
+    assert not EnqueuedTask.objects.exists()
+    assert declared.bound_to_its_name.using(priority=5).enqueue().status == "SUCCESSFUL"
+
+
 def test_arguments_are_json():
     assert declared.add.enqueue((1,), [2]).args == [[1], [2]]
     with pytest.raises(TypeError):

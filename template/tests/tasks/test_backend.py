@@ -65,7 +65,7 @@ def row(result):
 
 def test_each_task_is_registered_under_its_dotted_path():
     assert {name for name in current_app.tasks if name.startswith(PATH)} == {
-        f"{PATH}.{name}" for name, each in vars(declared).items() if isinstance(each, Task)
+        each.module_path for each in vars(declared).values() if isinstance(each, Task)
     }
 
 
@@ -253,6 +253,14 @@ def test_a_worker_records_what_the_task_returns(eager):
     result.refresh()
     assert (result.return_value, result.attempts, declared.calls) == (3, 1, [(2, 1)])
     assert result.enqueued_at <= result.started_at <= result.finished_at
+
+
+def test_where_tasks_run_at_once_the_result_is_told_at_once(eager):
+    assert declared.add.enqueue(2).return_value == 3
+    with transaction.atomic():
+        result = declared.fail.enqueue()
+        assert result.status == "READY"
+    assert result.status == "FAILED"
 
 
 def test_a_worker_runs_async_functions_and_gives_the_context(eager):

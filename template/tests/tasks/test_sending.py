@@ -76,6 +76,12 @@ def rolled_back(action):
         raise Stop
 
 
+def test_what_celery_takes_by_position_is_not_lost(broker):
+    greet.apply_async(("Jane",), {}, "id", None, ask.s(), greet.s(), "shadow")
+    [message] = broker.messages
+    assert [message.options[name] for name in ("link", "link_error", "shadow")] == [ask.s(), greet.s(), "shadow"]
+
+
 # Surroundings ---------------------------------------------------------------
 
 

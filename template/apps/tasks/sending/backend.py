@@ -81,7 +81,15 @@ class WorkerBackend(AfterCommitBackend):
             records.add(result, send_at=outbox.deadline(None))
         send(result)
         task_enqueued.send(type(self), task_result=result)
+        if register(task).app.conf.task_always_eager and records.is_kept(result):
+            transaction.on_commit(partial(_refresh, result))
         return result
+
+
+def _refresh(result: TaskResult) -> None:
+    # The task has run by now, and may have deleted its row.
+    with suppress(TaskResultDoesNotExist):
+        result.refresh()
 
 
 class BackgroundTask(RetryingTask):

@@ -46,6 +46,10 @@ class ProjectTask(RunningTask):
         kwargs: Mapping[str, Any] | None = None,
         task_id: str | None = None,
         producer: Any = None,
+        link: Any = None,
+        link_error: Any = None,
+        shadow: str | None = None,
+        *,
         after_commit: bool = False,
         on_failure: Callable[[], object] | None = None,
         **options: Any,
@@ -61,6 +65,9 @@ class ProjectTask(RunningTask):
         # This module imports models, which are not loaded yet when Celery asks for this class.
         from . import outbox
 
+        # Celery takes these by position, too.
+        named = {"link": link, "link_error": link_error, "shadow": shadow}
+        options |= {name: value for name, value in named.items() if value is not None}
         self._refuse_to_outlast_a_message(options.get("time_limit"))
         task_id = task_id or uuid()
         if canvas.is_read(self.app, self.name, kwargs or {}, options):
