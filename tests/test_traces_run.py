@@ -199,7 +199,7 @@ def test_opentelemetry_follows_a_page_to_its_task_after_the_commit_through_the_o
 def test_an_image_gets_the_extras_that_its_dockerfile_names(render, manager, given, options):
     text = (render(package_manager=manager) / "Dockerfile").read_text().replace("\\\n", "")
     assert '\nARG EXTRAS=""\n' in text
-    [install] = re.findall(r"(?:uv sync --locked|pip install -c constraints.txt (?!--upgrade)).*", text)
+    [install] = re.findall(r"(?:uv sync --frozen|pip install -c constraints.txt (?!--upgrade)).*", text)
     printed = run(ROOT, "sh", "-c", f"EXTRAS={given!r}; printf '%s\\n' {install}").splitlines()
-    start = {"uv": "uv sync --locked --no-default-groups", "pip": "pip install -c constraints.txt"}[manager].split()
+    start = {"uv": "uv sync --frozen --no-default-groups", "pip": "pip install -c constraints.txt"}[manager].split()
     assert printed == start + options

@@ -488,6 +488,24 @@ def cache(value: str, backend: str | None = None) -> dict[str, Any]:
     return config
 
 
+def storage(value: str) -> dict[str, Any]:
+    """Return the bucket at the URL, for STORAGES. Its options are the settings of django-storages, in small letters.
+
+    https://django-storages.readthedocs.io/en/latest/backends/amazon-S3.html
+    """
+    parts = checked_url(value, "s3")
+    if not parts.hostname:
+        raise Unusable("which names no bucket: write s3://key:secret@bucket?region_name=eu-central-1")
+    if find_spec("storages") is None:
+        raise Unusable('for which django-storages is needed. Install the extra "s3"')
+    keys = {"access_key": unquote(parts.username or ""), "secret_key": unquote(parts.password or "")}
+    words = {name: {"true": True, "false": False}.get(word, word) for name, word in parse_qsl(parts.query)}
+    # By itself, django-storages would let a file replace another one of its name.
+    options = {"bucket_name": parts.hostname, "file_overwrite": False, "location": parts.path.strip("/")} | words
+    options |= {name: key for name, key in keys.items() if key}
+    return {"BACKEND": "storages.backends.s3.S3Storage", "OPTIONS": options}
+
+
 def mail(value: str, backend: str | None = None) -> dict[str, Any]:
     """Return the settings that send e-mail by the URL."""
     parts = checked_url(value, *Env.EMAIL_SCHEMES)

@@ -123,6 +123,12 @@ NONSENSE: Table = {
     "SECRET_KEY": [],
     "SECURE_HSTS_SECONDS": WHOLE_NUMBER,
     "SECURE_SSL_REDIRECT": YES_OR_NO,
+    "STORAGE_URL": [
+        ("/var/media", "but must be a URL"),
+        ("https://bucket.s3.example.com", "whose scheme is not one of s3"),
+        (f"s3://key:{SECRET}@?region_name=eu-central-1", "which names no bucket"),
+        (f"s3://key:a/{SECRET}@bucket", "Percent-encode"),
+    ],
     "SENTRY_DSN": [
         ("o1.ingest.sentry.io/1", "but must be a URL"),
         ("https://o1.ingest.sentry.io/1", "but must be what Sentry shows as the DSN of a project"),
@@ -216,6 +222,28 @@ def test_spaces_around_commas_do_not_count(tmp_path, name):
 )
 def test_what_is_unusual_is_taken_as_it_is_meant(tmp_path, name, value, meant):
     assert load_settings(tmp_path, **{name: value})[name] == meant
+
+
+def test_uploaded_files_lie_in_a_folder_or_in_the_bucket_of_the_url(tmp_path, monkeypatch):
+    monkeypatch.setattr("apps.web.environment.find_spec", lambda name: name)
+    assert load_settings(tmp_path)["STORAGES"]["default"]["BACKEND"].endswith(".FileSystemStorage")
+    url = "s3://key:se%2Fcret@bucket/acme/?verify=false"
+    assert load_settings(tmp_path, STORAGE_URL=url)["STORAGES"]["default"] == {
+        "BACKEND": "storages.backends.s3.S3Storage",
+        "OPTIONS": {
+            "access_key": "key",
+            "bucket_name": "bucket",
+            "file_overwrite": False,
+            "location": "acme",
+            "secret_key": "se/cret",
+            "verify": False,
+        },
+    }
+
+
+def test_a_bucket_without_its_package_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("apps.web.environment.find_spec", lambda name: None)
+    assert_told(tmp_path, "STORAGE_URL", "s3://bucket", 'Install the extra "s3"')
 
 
 def test_the_level_of_the_log_may_be_in_small_letters(tmp_path):
