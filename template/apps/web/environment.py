@@ -30,7 +30,7 @@ SECRET_NAME = re.compile(r"AUTH|KEY|PASSWORD|SECRET|TOKEN")
 SHOWN_CHARACTERS = 100
 # A valid line of .env: empty, a comment, or a variable.
 LINE = re.compile(r"(?:#.*|(?:export\s+)?(?P<name>[A-Za-z_]\w*)=(?P<value>.*))?")
-# What Docker Compose replaces in a value of .env that is not in single quotes, by nothing if no such variable is set.
+# What Compose replaces in a value of .env that is not in single quotes, by nothing if no such variable is set.
 COMPOSE_VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})")
 YES = ("1", "on", "true", "y", "yes")
 NO = ("0", "false", "n", "no", "off")
@@ -186,7 +186,7 @@ def _readable_line(number: int, line: bytes) -> str:
         raise ValueError(f"on line {number} a quote is not closed, or something follows it")
     if os.environ.get(name) == COMPOSE_VARIABLE.sub("", value) != value:
         raise ValueError(
-            f"on line {number} Docker Compose takes what follows the $ for a variable. Put the value in single quotes"
+            f"on line {number} Compose takes what follows the $ for a variable. Put the value in single quotes"
         )
     return f"{name}={value}"
 

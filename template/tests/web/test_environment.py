@@ -374,7 +374,7 @@ def test_a_line_that_cannot_be_read_is_told_with_its_number(tmp_path, line, word
 
 @pytest.mark.parametrize(("value", "given"), [("ab$cd#e", "ab#e"), ("${ab}cd", "cd"), ("$ab", "")])
 def test_a_value_that_compose_has_changed_is_told(tmp_path, value, given):
-    words = "on line 1 Docker Compose takes what follows the $ for a variable"
+    words = "on line 1 Compose takes what follows the $ for a variable"
     assert words in refusal(tmp_path, f"SECRET_KEY={value}", SECRET_KEY=given)
 
 
