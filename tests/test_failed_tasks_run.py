@@ -119,7 +119,7 @@ redis.Redis.from_url(os.environ["CELERY_BROKER_URL"]).lpush("celery", "no JSON",
 COUNT_MESSAGES = """
 import os, redis
 broker = redis.Redis.from_url(os.environ["CELERY_BROKER_URL"])
-print(broker.llen("celery"), broker.hlen("unacked"))
+print(broker.llen("celery") + broker.llen("celery\\x06\\x163"), broker.hlen("unacked"))
 """
 # At once, and not when the visibility timeout is over.
 DELIVER_AGAIN = """

@@ -720,4 +720,4 @@ def test_clearing_the_cache_leaves_the_queue(manage, tmp_path, cache):
         variables["CACHE_URL"] = url.removesuffix("0") + "1" if cache == "redis" else cache
         manage("createcachetable", **variables)
         manage("shell", "-c", CLEAR_CACHE, **variables)
-        assert run(tmp_path, "redis-cli", "-u", url, "llen", "celery").strip() == "1"
+        assert run(tmp_path, "redis-cli", "-u", url, "llen", "celery\x06\x163").strip() == "1"

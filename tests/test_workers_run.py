@@ -136,8 +136,10 @@ with app.connection_for_read() as connection:
     # As if this process had died now, long ago.
     [broker.zadd("unacked_index", {tag: 1}) for tag in broker.hkeys("unacked")]
     connection.default_channel.qos.restore_visible(interval=1)
-    print(broker.hlen("unacked"), broker.llen("celery"))
+    print(broker.hlen("unacked"), broker.llen("celery\\x06\\x163"))
 """
+# The list of messages without a priority.
+QUEUE = "celery\x06\x163"
 # Two tasks of different priority wait in a database that another project may use, too.
 COUNT_WAITING = """
 import django
@@ -172,7 +174,7 @@ def look():
 for _ in range(number):
     [app.send_task("acme.trials.ask", queue=queue) for queue in queues]
     look()
-while sum(map(broker.llen, queues)) + broker.hlen("unacked"):
+while sum(broker.llen(f"{queue}\\x06\\x163") for queue in queues) + broker.hlen("unacked"):
     look()
 print(json.dumps({queue: most[queue] for queue in queues}))
 print(FailedTask.objects.count())
@@ -274,7 +276,7 @@ def test_a_gevent_worker_with_nothing_to_do_gives_back_what_a_dead_one_held(proj
             send(project, "hold", trace, redis[1])
             assert wait_until(lambda: runs(trace)), busy.text
             busy.process.kill()
-        assert wait_until(lambda: (ask(redis[1], "HLEN", "unacked"), ask(redis[1], "LLEN", "celery")) == ("0", "1"))
+        assert wait_until(lambda: (ask(redis[1], "HLEN", "unacked"), ask(redis[1], "LLEN", QUEUE)) == ("0", "1"))
 
 
 def test_what_is_put_together_of_tasks_or_sent_by_a_coroutine_has_a_result(project, tmp_path, redis):
@@ -342,7 +344,7 @@ def test_a_task_that_goes_on_when_its_connection_to_redis_breaks_runs_once(proje
         (tmp_path / "trace.end").touch()
         # The broker learns of its end, although the connection that brought it is gone.
         assert wait_until(lambda: ask(redis[1], "HLEN", "unacked") == "0"), program.text
-        assert (runs(trace), ask(redis[1], "LLEN", "celery")) == (1, "0"), program.text
+        assert (runs(trace), ask(redis[1], "LLEN", QUEUE)) == (1, "0"), program.text
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,16 @@
 """Brokers that can die and come back, and ways to them that can be cut."""
 
 import re
+import signal
 import socket
 import subprocess
 import threading
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from tests.dev_support import wait_until
-from tests.processes import Program, environment, needed, rabbitmq_cluster, wait_for_broker
+from tests.processes import Program, environment, freeze, needed, rabbitmq_cluster, wait_for_broker
 
 
 def bound(port: int = 0) -> socket.socket:
@@ -62,6 +64,15 @@ class Redis(Broker):
     def kill(self) -> None:
         self.server.process.kill()
         self.server.process.wait()
+
+    @contextmanager
+    def stalled(self) -> Iterator[None]:
+        """Let it stand still meanwhile. What is sent to it waits in its buffers."""
+        freeze(self.server.process.pid)
+        try:
+            yield
+        finally:
+            self.server.process.send_signal(signal.SIGCONT)
 
     def close(self) -> None:
         if self.successor:

@@ -317,6 +317,19 @@ def outage(stage: Stage, times: int, seconds: float) -> Outcome:
     return replace(stage.finish(), note=slowest(stage))
 
 
+@fault("Redis stalls for 1 s while 200 tasks are sent", ours=PATIENT)
+def stalled_redis(stage: Stage) -> Outcome:
+    stage.start_worker()
+    stage.hold(TASKS // 2, what="send")
+    with stage.sending():
+        stage.until(lambda: len(stage.record.of("sent")) == TASKS // 2, "half are sent")
+        stage.fault()
+        with stage.broker.stalled():
+            stage.release("send")
+            stage.wait(1)
+    return replace(stage.finish(), note=slowest(stage))
+
+
 @fault("failover of Redis, which goes on as a replica", pools=("prefork", "gevent"))
 def failed_over(stage: Stage) -> Outcome:
     way = stage.go_through_proxy()

@@ -149,6 +149,11 @@ def test_a_network_that_swallows_messages_loses_nothing(outcomes):
     assert not others(outcomes, lost=0, stuck=0, failed=0)
 
 
+@after(faults.stalled_redis)
+def test_what_is_sent_while_redis_stands_still_runs_once(outcomes):
+    assert not others(outcomes, sent=200, lost=0, stuck=0, failed=0, twice=0, refused=0)
+
+
 @after(faults.failed_over)
 def test_a_failover_of_redis_loses_nothing_and_ends_no_worker(outcomes):
     assert not others(outcomes, lost=0, stuck=0, failed=0, note="the worker was started 1 times")

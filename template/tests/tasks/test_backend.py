@@ -102,7 +102,7 @@ def test_the_queue_and_the_priority_are_those_of_the_task(sent):
     declared.add.enqueue(1)
     declared.add.using(priority=-60).enqueue(1)
     options = [(each[3].get("queue"), each[3]["priority"]) for each in sent]
-    assert options == [("urgent", 0), (None, 3), (None, 9)]
+    assert options == [("urgent", 1), (None, 3), (None, 9)]
 
 
 def test_a_task_that_beat_sends_goes_to_its_queue_and_back_to_the_default_one_if_a_call_says_so(broker):
@@ -123,7 +123,7 @@ def beat_sends(task):
 
 @pytest.mark.parametrize(
     ("url", "levels"),
-    [("redis://localhost", [0, 0, 3, 6, 6, 9, 9]), ("amqp://localhost", [5, 5, None, None, None, None, None])],
+    [("redis://localhost", [1, 1, 3, 6, 6, 9, 9]), ("amqp://localhost", [5, 5, None, None, None, None, None])],
 )
 def test_a_larger_priority_comes_first_on_each_broker(monkeypatch, url, levels):
     monkeypatch.setitem(current_app.conf, "broker_url", url)

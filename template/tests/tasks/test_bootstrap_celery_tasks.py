@@ -123,11 +123,11 @@ def test_the_entries_of_this_project_can_be_written(run):
 
 
 def test_an_entry_becomes_a_periodic_task(run):
-    options = {"args": ("Ada",), "kwargs": {"times": 2}, "queue": "slow", "priority": 3, "description": "Politeness"}
+    options = {"args": ("Ada",), "kwargs": {"times": 2}, "queue": "slow", "priority": -20, "description": "Politeness"}
     assert run({"greet": entry(**options)}) == "created    greet  interval 3600 seconds\n1 created.\n"
     task = row()
     assert (task.task, task.args, task.kwargs, task.interval.every) == (TASK, '["Ada"]', '{"times": 2}', 3600)
-    assert (task.queue, task.priority, task.description, task.expires_) == ("slow", 3, "Politeness", None)
+    assert (task.queue, task.priority, task.description, task.expires_) == ("slow", 6, "Politeness", None)
     assert (task.enabled, task.one_off) == (True, False)
 
 
@@ -502,7 +502,7 @@ def test_arguments_that_fit_a_task_of_djangos_framework_are_written(run):
         ({"task": DECLARED.format("double"), "args": (PAST,)}, "An argument cannot be stored as JSON"),
         ({"queue": ""}, "queue must be the name of a queue"),
         ({"queue": "q" * 201}, "queue has 201 characters; 200 are allowed"),
-        ({"priority": 256}, "priority must be a whole number from 0 to 255"),
+        ({"priority": 101}, "priority must be a whole number from -100 to 100"),
         ({"priority": True}, "priority must be a whole number"),
         ({"expires": -60}, "expires must be a whole number of seconds from 1 to"),
         ({"expires": 0}, "expires must be a whole number of seconds from 1 to"),

@@ -1,8 +1,12 @@
 """A Redis that answers, but takes nothing now, is for everybody like one that is away; and it is named."""
 
 import json
+import os
+import signal
 import subprocess
+import threading
 import time
+from contextlib import nullcontext
 from unittest.mock import Mock
 
 import pytest
@@ -13,6 +17,7 @@ import redis
 from celery import current_app, shared_task
 from celery.exceptions import WorkerShutdown
 from django.core.management import CommandError
+from django.db import transaction
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
 from kombu import pools
 from kombu.exceptions import OperationalError
@@ -22,6 +27,7 @@ from apps.tasks.broker import options as broker
 from apps.tasks.console import checks, dev, health
 from apps.tasks.models import OutgoingTask
 from apps.tasks.sending import outbox, send
+from apps.tasks.worker.replay import pack, publish
 from apps.tasks.worker.stopping import Patience
 from apps.web.dev import first_free_port
 from apps.web.health import Unhealthy
@@ -45,11 +51,17 @@ USUAL = [
     "CONFIG SET maxmemory 0",
     "CONFIG SET maxclients 1000",
 ]
+# The list of the messages without a priority.
+QUEUE = "celery\x06\x163"
 RIGHTS = "~celery* ~*.celery.pidbox* ~unacked* ~_kombu.binding* allchannels +@all"
 
 
 @shared_task(name="tests.answers.greet")
 def greet(): ...
+
+
+@shared_task(name="tests.answers.remember", durable=True)
+def remember(): ...
 
 
 class Server:
@@ -126,7 +138,7 @@ def words(request, server):
 
 
 def waiting(server):
-    return server.client.llen("celery")
+    return server.client.llen(QUEUE)
 
 
 # Those who send -------------------------------------------------------------
@@ -160,6 +172,58 @@ def test_beat_waits_and_sends_what_was_due(words, server, caplog):
     server.recover()
     beat.tick()
     assert waiting(server) == 1
+
+
+@pytest.fixture
+def stall(server, monkeypatch):
+    """`stall(seconds)` lets the Redis stand still for so long. A sender waits for its answers as it does in production."""
+    for name, seconds in broker.answer_limits(server.url, broker.SENDER_SECONDS).items():
+        monkeypatch.setitem(current_app.conf.broker_transport_options, name, seconds)
+    close_connections()
+    pid = server.client.info("server")["process_id"]
+    timers = []
+
+    def stall(seconds):
+        timers.append(threading.Timer(seconds, os.kill, (pid, signal.SIGCONT)))
+        os.kill(pid, signal.SIGSTOP)
+        timers[-1].start()
+
+    yield stall
+    for timer in timers:
+        timer.join()
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.7, 1.0, 1.7, 2.5])
+@pytest.mark.parametrize("is_committed", [False, True])
+def test_what_is_sent_while_it_stands_still_is_in_the_queue_once(server, stall, seconds, is_committed):
+    greet.delay()
+    server.client.delete(QUEUE)
+    stall(seconds)
+    with transaction.atomic() if is_committed else nullcontext():
+        send(greet)
+    server.client.ping()
+    outbox.send_waiting()
+    assert (waiting(server), OutgoingTask.objects.count()) == (1, 0)
+
+
+def test_a_retry_a_replay_and_a_message_that_got_lost_are_each_sent_anew(server):
+    greet.apply_async(task_id="one")
+    greet.apply_async(task_id="one", retries=1, headers=json.loads(server.client.lrange(QUEUE, 0, -1)[0])["headers"])
+    remember.delay()
+    outbox.send_now(OutgoingTask.objects.get())
+    with current_app.connection_for_read() as connection:
+        publish(pack(take(connection)[0]))
+        # One of those is taken.
+        assert waiting(server) == 4
+
+
+def test_a_stream_without_a_priority_holds_up_no_task_that_has_one(server):
+    for _ in range(3):
+        greet.delay()
+    send(greet, priority=1)
+    send(greet, priority=0)
+    with current_app.connection_for_read() as connection:
+        assert [take(connection)[0].properties["priority"] for _ in range(5)] == [1, 3, 3, 3, 3]
 
 
 # Those who take -------------------------------------------------------------
@@ -260,7 +324,7 @@ def test_a_message_says_whether_a_living_worker_has_given_it_back(server):
             message, channel = take(connection)
             give_back(channel.qos, message.delivery_tag)
             channel.qos._delivered.clear()
-            [text] = server.client.lrange("celery", 0, -1)
+            [text] = server.client.lrange(QUEUE, 0, -1)
             headers = json.loads(text)["headers"]
             assert (headers["redelivered"], headers["given_back"]) == (True, is_given_back)
 
@@ -340,7 +404,14 @@ def test_a_sender_is_told_of_which_keys(user):
         greet.delay()
 
 
-@pytest.mark.parametrize("right", ["EVAL", "EVALSHA", "SCRIPT|LOAD", "TIME", "RPOP", "HSET", "PUBLISH"])
+@pytest.mark.parametrize("right", ["EVAL", "SET"])
+def test_a_sender_is_told_of_a_command(user, right):
+    user(f"{RIGHTS} -{right}")
+    with pytest.raises(OperationalError, match=rf"ACL SETUSER acme \+{right.lower()}"):
+        greet.delay()
+
+
+@pytest.mark.parametrize("right", ["EVALSHA", "SCRIPT|LOAD", "TIME", "RPOP", "HSET", "PUBLISH"])
 def test_a_right_that_workers_alone_need_is_missed_by_the_check(user, right):
     user(f"{RIGHTS} -{right}")
     assert broker.broker_failure() is None

@@ -145,17 +145,16 @@ def test_a_consumer_that_wants_no_record_gets_none(channel, server):
     assert [ask(channel, server)[0] for _ in range(2)] == ["BRPOP", "BRPOP"]
 
 
-def test_sending_rings_in_the_same_transaction(channel, server):
+def test_sending_rings_in_the_same_step(channel, server):
     channel._put("celery", MESSAGE)
-    pipe = server.pipeline.return_value
-    assert [call.args[0] for call in pipe.lpush.call_args_list] == ["celery", "celery\x06\x16bell"]
-    pipe.execute.assert_called_once()
+    program, count, *arguments = server.eval.call_args.args
+    assert (program, arguments[:count]) == (redis_transport.PUT, ["celery\x06\x163", "celery\x06\x16bell"])
 
 
-def test_the_bell_of_a_queue_that_is_gone_does_not_stay(channel, server):
-    channel._put("asked.reply.celery.pidbox", MESSAGE)
-    pipe = server.pipeline.return_value
-    pipe.pexpire.assert_called_once_with("asked.reply.celery.pidbox\x06\x16bell", redis_transport.BELL_MILLISECONDS)
+def test_the_token_of_a_sending_lies_beside_its_queue(channel, server):
+    channel._put("celery", {**MESSAGE, "headers": {"sending": "abc"}})
+    _, count, *arguments = server.eval.call_args.args
+    assert arguments[2:count] == ["celery\x06\x16sent-abc"]
 
 
 def test_a_connection_that_was_given_up_is_an_error_of_the_connection(channel):

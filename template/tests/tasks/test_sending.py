@@ -14,13 +14,15 @@ pytest.importorskip("celery")
 
 from celery import chord, current_app, group, shared_task
 from celery.app.trace import trace_task
-from celery.exceptions import Reject, Retry
+from celery.exceptions import Reject, Retry, SoftTimeLimitExceeded
+from celery.signals import before_task_publish
 from django.db import transaction
 from django.utils import timezone
+from kombu import Queue
 from kombu.exceptions import EncodeError, OperationalError
 
 from apps.tasks.models import OutgoingTask
-from apps.tasks.sending import ProjectTask, RetryingTask, send
+from apps.tasks.sending import ProjectTask, RetryingTask, send, unattended
 from apps.web import clock
 from tests.background import declared
 
@@ -408,3 +410,42 @@ def test_a_long_retry_waits_in_the_database_unless_a_transaction_takes_it_back(b
 
 def test_every_task_of_the_project_is_sent_like_this():
     assert isinstance(greet._get_current_object(), ProjectTask)
+
+
+# Time limits and priorities ---------------------------------------------------
+
+
+@pytest.mark.parametrize("is_committed", [False, True])
+def test_the_soft_time_limit_of_a_task_that_sends_another_one_reaches_it(broker, monkeypatch, is_committed):
+    monkeypatch.setattr("celery.Celery.send_task", Mock(side_effect=SoftTimeLimitExceeded))
+    with pytest.raises(SoftTimeLimitExceeded), transaction.atomic() if is_committed else nullcontext():
+        greet.delay("Jane")
+    # What was committed still has its task: nobody knows whether the message is on its way.
+    assert OutgoingTask.objects.count() == is_committed
+
+
+@pytest.mark.parametrize("is_committed", [False, True])
+def test_the_soft_time_limit_reaches_a_task_that_sends_to_an_unknown_queue(monkeypatch, is_committed):
+    def send_task(*args, **options):
+        before_task_publish.send(sender="", declare=[Queue("emials")])
+
+    monkeypatch.setattr("celery.Celery.send_task", send_task)
+    monkeypatch.setattr(unattended, "_note_again", {})
+    monkeypatch.setattr(unattended, "call_where_queries_may_run", Mock(side_effect=SoftTimeLimitExceeded))
+    with pytest.raises(SoftTimeLimitExceeded), transaction.atomic() if is_committed else nullcontext():
+        greet.delay("Jane")
+    # It is on its way.
+    assert not OutgoingTask.objects.exists()
+
+
+@pytest.mark.parametrize(("priority", "number"), [(None, None), (100, 1), (0, 3), (-100, 9)])
+def test_send_takes_the_priorities_of_djangos_tasks(broker, priority, number):
+    send(greet, "Jane", priority=priority)
+    [message] = broker.messages
+    assert message.options.get("priority") == number
+
+
+@pytest.mark.parametrize("priority", [101, -101, 1.5, True])
+def test_send_refuses_what_is_no_priority(broker, priority):
+    with pytest.raises(ValueError, match="priority must be a whole number from -100 to 100"):
+        send(greet, "Jane", priority=priority)

@@ -21,13 +21,13 @@ from django.utils.timezone import is_naive
 from django_celery_beat.models import PeriodicTask
 from kombu.utils.json import dumps
 
+from apps.tasks.broker.priorities import broker_priority
 from apps.web import clock
 
 from .timing import LARGEST_INTEGER, EntryError, Schedule, read_schedule, to_timedelta
 
 REQUIRED_KEYS = ("task", "schedule")
 OPTIONAL_KEYS = ("args", "kwargs", "queue", "priority", "expires", "one_off", "enabled", "description")
-HIGHEST_PRIORITY = 255
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -176,11 +176,10 @@ def _read_queue(queue: Any) -> str | None:
 
 
 def _read_priority(priority: Any) -> int | None:
-    if priority is None:
-        return None
-    if type(priority) is not int or not 0 <= priority <= HIGHEST_PRIORITY:
-        raise EntryError(f"priority must be a whole number from 0 to {HIGHEST_PRIORITY}, not {priority!r}.")
-    return priority
+    try:
+        return None if priority is None else broker_priority(priority)
+    except ValueError as error:
+        raise EntryError(str(error)) from None
 
 
 def _read_expires(expires: Any) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
 # The keys or the channel of a command in the notation of ACL SETUSER, and the words of the command.
 Command = tuple[str, tuple[str, ...]]
 # The commands that senders run on each kind of key. `*` stands for its name.
-QUEUE_OF_SENDER = "LPUSH * x, LLEN *, LTRIM * 0 0, PEXPIRE * 1"
+QUEUE_OF_SENDER = "SET * x, LPUSH * x, LLEN *, LTRIM * 0 0, PEXPIRE * 1"
 BINDING_OF_SENDER = "SADD * x, SMEMBERS *"
+NO_KEY_OF_SENDER = "EVAL x 0"
 # The commands that senders, workers and tools together run on each kind of key or channel.
 QUEUE = f"{QUEUE_OF_SENDER}, RPUSH * x, RPOP *, BRPOP * 1, EXISTS *, DEL *"
 BINDING = f"{BINDING_OF_SENDER}, SREM * x, EXISTS *, DEL *, ZADD * 0 x, ZREM * x, ZRANGEBYSCORE * 0 0"
@@ -23,7 +24,7 @@ RECORD = "WATCH *, HSET * x x, HGET * x, HDEL * x"
 INDEX = "ZADD * 0 x, ZREM * x, ZRANGE * 0 0"
 MUTEX = "SET * x, GET *, DEL *"
 TOPIC = "PUBLISH * x, PSUBSCRIBE *, PUNSUBSCRIBE *"
-NO_KEY = "PING, SELECT 0, TIME, UNWATCH, EVAL x 0, EVALSHA x 0, SCRIPT EXISTS x, SCRIPT LOAD x"
+NO_KEY = f"{NO_KEY_OF_SENDER}, PING, SELECT 0, TIME, UNWATCH, EVALSHA x 0, SCRIPT EXISTS x, SCRIPT LOAD x"
 # What the server says if the command itself is forbidden, as opposed to its keys or its channel.
 FORBIDDEN = re.compile(r"to run the '([^']+)' command")
 
@@ -88,7 +89,7 @@ def _try(connection: Any, commands: list[Command]) -> tuple[dict[str, None], Out
 def _commands(channel: Any, queues: Iterable[str], everything: bool) -> list[Command]:
     prefix, topics = channel.global_keyprefix, channel.keyprefix_fanout
     names = {f"~{prefix}{queue}*": QUEUE_OF_SENDER for queue in queues}
-    names[f"~{prefix}_kombu.binding*"] = BINDING_OF_SENDER
+    names |= {f"~{prefix}_kombu.binding*": BINDING_OF_SENDER, "": NO_KEY_OF_SENDER}
     if everything:
         names = {keys: QUEUE for keys in names} | {
             f"~{prefix}*.celery.pidbox*": QUEUE,

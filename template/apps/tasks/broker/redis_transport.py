@@ -26,6 +26,7 @@ from kombu.transport import redis
 from kombu.utils.json import dumps
 from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
 
+from .priorities import NO_PRIORITY
 from .redis_records import TAKE, Message, QoS, is_overdue, untold
 from .redis_rights import examine, lacking_right, refusal
 
@@ -35,8 +36,25 @@ logger = logging.getLogger(__name__)
 BELL_RINGS = 10
 # Nobody hears the bells of temporary reply queues, such as those of `inspect`, so these bells must expire.
 BELL_MILLISECONDS = 60_000
+# For how long a queue remembers what was sent to it. A sender tries again for some seconds, and the outbox for minutes.
+SENT_SECONDS = 300
 # How often a worker without an event loop, whose slots are all taken, listens to remote commands, in seconds.
 FULL_SECONDS = 0.05
+
+# KEYS: the list of the queue, its bell and, for a task, the token of this sending. ARGV: the message, the last ring that
+# the bell keeps, its milliseconds, and the token's seconds. If the server stalls, a sender gives up waiting and sends
+# again, but its first attempt still lies in a buffer of the server. The token lets only one of the two in. SET comes
+# first, because a server whose memory is full refuses the first write of a script, so nothing is half done.
+PUT = """
+if KEYS[3] and not redis.call('SET', KEYS[3], '', 'NX', 'EX', ARGV[4]) then
+  return 0
+end
+redis.call('LPUSH', KEYS[1], ARGV[1])
+redis.call('LPUSH', KEYS[2], '')
+redis.call('LTRIM', KEYS[2], 0, ARGV[2])
+redis.call('PEXPIRE', KEYS[2], ARGV[3])
+return 1
+"""
 
 
 class Channel(redis.Channel):
@@ -44,6 +62,7 @@ class Channel(redis.Channel):
 
     Message = Message
     QoS = QoS
+    default_priority = NO_PRIORITY
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._unrecorded: set[str] = set()
@@ -114,25 +133,19 @@ class Channel(redis.Channel):
         return super().basic_consume(queue, no_ack, *args, **kwargs)
 
     def _put(self, queue: str, message: dict[str, Any], _publish_batch: Any = None, **kwargs: Any) -> None:
-        """Append the message to its queue and ring the bell, in one transaction or, for kombu, in its batch."""
+        """Append the message to its queue and ring the bell, unless this very sending has already done so."""
         if queue in self._expires:
             return super()._put(queue, message, _publish_batch=_publish_batch, **kwargs)
-        key = self._q_for_pri(queue, self._get_message_priority(message, reverse=False))
-        bell = self._bell(queue)
-        commands = (
-            ("lpush", key, dumps(message)),
-            ("lpush", bell, ""),
-            ("ltrim", self.global_keyprefix + bell, 0, BELL_RINGS - 1),
-            ("pexpire", bell, BELL_MILLISECONDS),
-        )
+        keys = [self._q_for_pri(queue, self._get_message_priority(message, reverse=False)), self._bell(queue)]
+        if token := (message.get("headers") or {}).get("sending"):
+            keys.append(f"{queue}{self.sep}sent-{token}")
+        values = (dumps(message), BELL_RINGS - 1, BELL_MILLISECONDS, SENT_SECONDS)
+        command = (PUT, len(keys), *self._prefixed(keys), *values)
         if _publish_batch is not None:
-            for name, *arguments in commands:
-                _publish_batch.add(name, *arguments)
+            _publish_batch.add("eval", *command)
             return None
-        with self.conn_or_acquire() as client, client.pipeline(transaction=True) as pipe:
-            for name, *arguments in commands:
-                getattr(pipe, name)(*arguments)
-            pipe.execute()
+        with self.conn_or_acquire() as client:
+            client.eval(*command)
 
     def _bell(self, queue: str) -> str:
         return f"{queue}{self.sep}bell"

@@ -102,14 +102,20 @@ class BackgroundTask(RetryingTask):
     django_task: Any = None
 
     @property
+    def priority(self) -> int | None:
+        """The priority in the broker that the task is declared with."""
+        return broker_priority(self.django_task.priority)
+
+    @property
     def queue(self) -> str | None:
         """The queue that the task is declared with, or None for the default queue."""
         return _queue_of(self.django_task)
 
     def apply_async(self, *args: Any, **options: Any) -> AsyncResult:
-        """Send the task as ProjectTask does, and to its own queue if the call names none, as beat does."""
+        """Send the task as ProjectTask does. What the call does not name, as beat's does not, is as declared."""
         # The outbox knows only the options of the call.
-        return super().apply_async(*args, **({"queue": self.queue} if self.queue else {}) | options)
+        declared = {"priority": self.priority, "queue": self.queue}
+        return super().apply_async(*args, **({name: value for name, value in declared.items() if value} | options))
 
     def run_function(self, args: Any, kwargs: Any) -> Any:
         """Run the function, and record each step. Raises what the function raises, and Retry if it is tried again."""

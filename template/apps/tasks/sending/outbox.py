@@ -19,6 +19,7 @@ from django.db.models import F
 from django.utils import timezone
 from kombu.exceptions import EncodeError, OperationalError
 from kombu.utils.json import dumps, loads
+from kombu.utils.uuid import uuid
 
 from apps.tasks.models import OutgoingTask
 from apps.web import clock
@@ -149,6 +150,9 @@ def _publish(row: OutgoingTask) -> None:
     call = loads(row.message)
     # Groups and chords add their tasks to the parent themselves.
     options = call["options"] | {"add_to_parent": False}
+    if row.durable and not row.error:
+        # Its message was taken and got lost, so this is another sending and not another attempt.
+        options["headers"] = {**options["headers"], "sending": uuid()}
     if (expires := options.get("expires")) and clock.aware(expires) < clock.now():
         logger.info("%s[%s] is not sent any more, it expired at %s", row.name, row.task_id, expires)
         row.delete()

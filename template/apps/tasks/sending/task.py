@@ -10,6 +10,7 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 from celery import current_task
+from celery.exceptions import SoftTimeLimitExceeded
 from celery.result import AsyncResult
 from django.db import transaction
 from kombu.exceptions import OperationalError
@@ -17,6 +18,7 @@ from kombu.serialization import dumps, loads
 from kombu.utils.uuid import uuid
 
 from apps.tasks.broker.parts import fitting
+from apps.tasks.broker.priorities import broker_priority
 from apps.web import clock
 
 from . import canvas
@@ -62,8 +64,8 @@ class ProjectTask(RunningTask):
         does not answer and nothing was committed. After a commit, nothing is raised: `on_failure` is called or, without
         it, the task is sent later. `after_commit` requests the same behaviour without a transaction.
         """
-        # This module imports models, which are not loaded yet when Celery asks for this class.
-        from . import outbox
+        # These modules import models, which are not loaded yet when Celery asks for this class.
+        from . import outbox, unattended
 
         # Celery takes these by position, too.
         named = {"link": link, "link_error": link_error, "shadow": shadow}
@@ -73,11 +75,12 @@ class ProjectTask(RunningTask):
         if canvas.is_read(self.app, self.name, kwargs or {}, options):
             options.setdefault("ignore_result", False)
         is_retry = bool(options.get("retries"))
-        if not is_retry and (headers := options.get("headers")):
+        headers = with_request_id(options.get("headers"))
+        if not is_retry:
             # The headers may be inherited from the running task, but another task has its own row or none.
-            options["headers"] = {name: value for name, value in headers.items() if name != "outgoing"}
-        if headers := with_request_id(options.get("headers")):
-            options["headers"] = headers
+            headers.pop("outgoing", None)
+        # This call is one sending, however often it is attempted: Redis takes only one message of it.
+        options["headers"] = headers | {"sending": uuid()}
         in_transaction = transaction.get_connection().in_atomic_block
         # An exception follows a retry, so the transaction will never be committed.
         is_farewell = in_transaction and is_retry
@@ -94,7 +97,7 @@ class ProjectTask(RunningTask):
         lasting = {**options, "eta": eta} if eta else options
         if (is_farewell or not in_transaction) and not (is_far or is_durable or after_commit):
             try:
-                return self._hand_over(args, kwargs, task_id=task_id, producer=producer, **options)
+                result = self._hand_over(args, kwargs, task_id=task_id, producer=producer, **options)
             except OperationalError as error:
                 if not _task_has_returned():
                     raise
@@ -102,6 +105,8 @@ class ProjectTask(RunningTask):
                 # would see an error.
                 outbox.keep(self._message(args or (), kwargs or {}, task_id, lasting), error=str(error))
                 return self._result(task_id, options)
+            unattended.raise_limit()
+            return result
         message = self._message(args or (), kwargs or {}, task_id, lasting)
         if is_durable:
             message.options["headers"] = {**(message.options.get("headers") or {}), "outgoing": uuid()}
@@ -183,7 +188,7 @@ class ProjectTask(RunningTask):
 
     def _publish(self, message: Message, on_failure: Callable[[], object] | None) -> None:
         """Publish after a commit. Other hooks run after this one, so errors of the broker are not raised."""
-        from . import outbox
+        from . import outbox, unattended
 
         try:
             if _broker_is_away.get():
@@ -198,6 +203,10 @@ class ProjectTask(RunningTask):
                 call_where_queries_may_run(on_failure)
             else:
                 outbox.keep_unsent(message, error)
+            # The limit of the task that sends this one.
+            if isinstance(error, SoftTimeLimitExceeded):
+                raise
+        unattended.raise_limit()
 
 
 class RetryingTask(ProjectTask):
@@ -218,10 +227,18 @@ def _task_has_returned() -> bool:
     return bool(current_task) and current_task.request.get("is_running") is False
 
 
-def send(task: ProjectTask, *args: Any, on_failure: Callable[[], object] | None = None, **kwargs: Any) -> None:
+def send(
+    task: ProjectTask,
+    *args: Any,
+    on_failure: Callable[[], object] | None = None,
+    priority: int | None = None,
+    **kwargs: Any,
+) -> None:
     """Send the task with these arguments once the transaction is committed, or at once if there is none.
 
     A rollback sends nothing. If the broker does not answer, nothing is raised: `on_failure` is called, which can write
-    what people see into a row. Without it, the task is sent as soon as the broker is back.
+    what people see into a row. Without it, the task is sent as soon as the broker is back. The priority is that of
+    Django's tasks, from -100 to 100, and a larger one is run sooner.
     """
-    task.apply_async(args, kwargs, after_commit=True, on_failure=on_failure)
+    options = {} if priority is None else {"priority": broker_priority(priority)}
+    task.apply_async(args, kwargs, after_commit=True, on_failure=on_failure, **options)

@@ -6,6 +6,7 @@ reports on a queue only if it is asked by name, so a name that is not in the set
 
 import logging
 from collections.abc import Iterable
+from contextvars import ContextVar
 from datetime import timedelta
 from functools import partial
 from threading import Thread
@@ -13,6 +14,7 @@ from time import monotonic
 from typing import Any
 
 from celery import current_app
+from celery.exceptions import SoftTimeLimitExceeded
 from celery.signals import before_task_publish
 from django.db import connections, transaction
 from django.utils import timezone
@@ -35,6 +37,7 @@ NOTE_SECONDS = 3600.0
 REMEMBERED = timedelta(days=7)
 
 _note_again: dict[str, float] = {}
+_limit: ContextVar[SoftTimeLimitExceeded | None] = ContextVar("_limit", default=None)
 
 
 @before_task_publish.connect
@@ -50,9 +53,18 @@ def note(declare: Iterable[object] | None = None, **kwargs: Any) -> None:
             is_within = transaction.get_connection().in_atomic_block
             call = partial(transaction.on_commit, robust=True) if is_within else call_where_queries_may_run
             call(partial(_remember, name))
+        except SoftTimeLimitExceeded as limit:
+            _limit.set(limit)
         # The task is sent anyway.
         except Exception as error:
             logger.warning("The queue %s is not remembered: %r", name, error)
+
+
+def raise_limit() -> None:
+    """Raise SoftTimeLimitExceeded if the limit of the running task was reached in `note`, where Celery swallows it."""
+    if limit := _limit.get():
+        _limit.set(None)
+        raise limit
 
 
 def _remember(name: str) -> None:

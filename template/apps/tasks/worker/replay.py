@@ -11,6 +11,7 @@ from typing import Any
 from celery import current_app
 from django.db import transaction
 from kombu import Message
+from kombu.utils.uuid import uuid
 
 from apps.tasks.models import FailedTask
 from apps.web import clock
@@ -44,7 +45,7 @@ def publish(packed: str, **changed_headers: Any) -> None:
             message["body"].encode("utf-8", "surrogateescape"),
             content_type=message["content_type"] or "application/data",
             content_encoding=message["content_encoding"] or "binary",
-            headers=_own_headers(message["headers"]) | changed_headers,
+            headers=_own_headers(message["headers"]) | {"sending": uuid()} | changed_headers,
             exchange=exchange,
             routing_key=routing_key,
             # RabbitMQ silently drops messages for a queue that does not exist.
