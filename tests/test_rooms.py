@@ -13,7 +13,14 @@ from tests.processes import installed, run
 TOP = {*(f"{name}.py" for name in ("__init__", "apps", "models")), "README.md", "migrations", *ROOMS[1:]}
 LONGEST = 250
 # Celery asks for the class of its tasks, and Django for the configuration of an app, before there are models.
-EARLY = {"apps.py", "console/apps.py", "sending/backend.py", "sending/running.py", "sending/task.py"}
+EARLY = {
+    "apps.py",
+    "console/apps.py",
+    "sending/backend.py",
+    "sending/outbox.py",
+    "sending/running.py",
+    "sending/task.py",
+}
 
 
 @pytest.fixture(scope="module")

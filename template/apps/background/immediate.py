@@ -8,8 +8,6 @@ from django.utils import timezone
 from django.utils.asyncio import async_unsafe
 from django.utils.crypto import get_random_string
 
-from apps.web import clock
-
 from . import execution, records
 from .framework import BaseTaskBackend, Task, TaskResult, TaskResultStatus, task_enqueued
 from .isolation import isolated
@@ -50,7 +48,7 @@ class AfterCommitBackend(BaseTaskBackend):
         result = records.new_result(task, get_random_string(32), args, kwargs)
         is_deferred = task.run_after is not None and task.run_after > timezone.now()
         if records.is_kept(result) or is_deferred:
-            records.add(result, send_at=clock.at_once() if is_deferred else None)
+            records.add(result, send_at=timezone.now() if is_deferred else None)
         task_enqueued.send(type(self), task_result=result)
         if not is_deferred:
             transaction.on_commit(partial(self.run, result), robust=True)

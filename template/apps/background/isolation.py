@@ -13,8 +13,8 @@ from django.utils import timezone, translation
 def isolated(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a function in the project's language and time zone, and undo what it activates. Return and raise as it does.
 
-    A thread keeps what is activated in it: that of a page, which may run tasks after its transaction, and that of a
-    worker, which runs one task after the other.
+    A thread keeps what is activated in it: that of a page, which may run tasks after its transaction, and
+    any thread that runs one task after the other.
     """
     return copy_context().run(_call_as_the_settings_say, function, args, kwargs)
 

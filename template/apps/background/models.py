@@ -29,7 +29,7 @@ class EnqueuedTask(models.Model):
     errors = models.JSONField(default=list, blank=True, help_text="Of each attempt that failed.")
     return_value = models.JSONField(null=True, blank=True)
     send_at = models.DateTimeField(
-        null=True, blank=True, help_text="When it is sent to a worker, because nothing but this row knows of it."
+        null=True, blank=True, help_text="When it is sent on, because nothing but this row knows of it."
     )
 
     class Meta:

@@ -80,7 +80,7 @@ def is_kept(result: TaskResult) -> bool:
 def add(result: TaskResult, send_at: datetime | None = None) -> None:
     """Write the row of a task, in the transaction of the caller if there is one.
 
-    With `send_at`, nothing else knows of the task, and it is sent to a worker at this time. The time is a column value.
+    With `send_at`, nothing else knows of the task, and it is sent on at this time. The time is a column value.
     """
     from .models import EnqueuedTask
 

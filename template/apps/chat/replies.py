@@ -154,9 +154,7 @@ def _ago(seconds: int) -> datetime:
 async def claim(reply_id: int) -> Draft | None:
     """Claim the reply for this process alone, or return None if it waits no more. A reply is paid for only once."""
     draft = Draft(reply_id, uuid4())
-    waiting = Message.objects.filter(
-        pk=reply_id, state=Message.State.WAITING, updated_at__gte=_ago(WAITING_SECONDS)
-    )
+    waiting = Message.objects.filter(pk=reply_id, state=Message.State.WAITING, updated_at__gte=_ago(WAITING_SECONDS))
     claimed = await waiting.aupdate(state=Message.State.WRITING, writer=draft.writer, updated_at=timezone.now())
     return draft if claimed else None
 

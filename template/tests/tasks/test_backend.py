@@ -21,8 +21,9 @@ from apps.background.models import EnqueuedTask
 from apps.tasks.broker.priorities import broker_priority
 from apps.tasks.models import OutgoingTask
 from apps.tasks.sending import backend
-from apps.tasks.sending.backend import WorkerBackend, record_revoked, register, send_stored
+from apps.tasks.sending.backend import WorkerBackend, record_revoked, register
 from apps.tasks.sending.outbox import send_waiting
+from apps.tasks.sending.stored import send_stored
 from apps.users.models import User
 from tests.background import declared
 

@@ -30,7 +30,7 @@ class Migration(migrations.Migration):
                 ('worker_ids', models.JSONField(blank=True, default=list, help_text='One for each attempt.')),
                 ('errors', models.JSONField(blank=True, default=list, help_text='Of each attempt that failed.')),
                 ('return_value', models.JSONField(blank=True, null=True)),
-                ('send_at', models.DateTimeField(blank=True, help_text='When it is sent to a worker, because nothing but this row knows of it.', null=True)),
+                ('send_at', models.DateTimeField(blank=True, help_text='When it is sent on, because nothing but this row knows of it.', null=True)),
             ],
             options={
                 'ordering': ['-enqueued_at'],

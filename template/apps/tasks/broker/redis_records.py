@@ -20,37 +20,6 @@ untold: set[str] = set()
 # Whether a message is requeued now because nobody has acknowledged it in time, so that its worker may have died.
 is_overdue: ContextVar[bool] = ContextVar("is_overdue", default=False)
 
-# Takes a message and records it. KEYS: the queues, highest priority first, then the two records that kombu keeps. ARGV:
-# the time, the name of each queue, then the tags of the messages to acknowledge. RPOP comes before HSET and ZADD,
-# because a server whose memory is full refuses these as the first write of a script, so a full queue could not be
-# drained. What is no message of kombu's becomes the body of one, so that somebody gets it and can acknowledge it.
-TAKE = """
-for i = #KEYS, #ARGV do
-  redis.call('ZREM', KEYS[#KEYS], ARGV[i])
-  redis.call('HDEL', KEYS[#KEYS - 1], ARGV[i])
-end
-for i = 1, #KEYS - 2 do
-  local item = redis.call('RPOP', KEYS[i])
-  if item then
-    local is_message, tag, info = pcall(function()
-      local properties = cjson.decode(item).properties
-      return properties.delivery_tag, properties.delivery_info
-    end)
-    if not (is_message and type(tag) == 'string' and type(info) == 'table' and type(info.routing_key) == 'string') then
-      tag, info = redis.sha1hex(item .. ARGV[1]), {exchange = '', routing_key = ARGV[i + 1]}
-      item = cjson.encode({body = item, headers = {}, properties = {delivery_tag = tag, delivery_info = info}})
-    end
-    pcall(function()
-      local names = cjson.encode(info.exchange) .. ',' .. cjson.encode(info.routing_key)
-      redis.call('HSET', KEYS[#KEYS - 1], tag, '[' .. item .. ',' .. names .. ']')
-      redis.call('ZADD', KEYS[#KEYS], ARGV[1], tag)
-    end)
-    return {KEYS[i], item}
-  end
-end
-return false
-"""
-
 
 class Message(virtual.Message):
     """A message. If a part of its envelope is broken, it has no headers, and its body is the envelope as text."""

@@ -27,8 +27,9 @@ from kombu.utils.json import dumps
 from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
 
 from .priorities import NO_PRIORITY
-from .redis_records import TAKE, Message, QoS, is_overdue, untold
+from .redis_records import Message, QoS, is_overdue, untold
 from .redis_rights import examine, lacking_right, refusal
+from .redis_scripts import PUT, TAKE
 
 logger = logging.getLogger(__name__)
 
@@ -40,21 +41,6 @@ BELL_MILLISECONDS = 60_000
 SENT_SECONDS = 300
 # How often a worker without an event loop, whose slots are all taken, listens to remote commands, in seconds.
 FULL_SECONDS = 0.05
-
-# KEYS: the list of the queue, its bell and, for a task, the token of this sending. ARGV: the message, the last ring that
-# the bell keeps, its milliseconds, and the token's seconds. If the server stalls, a sender gives up waiting and sends
-# again, but its first attempt still lies in a buffer of the server. The token lets only one of the two in. SET comes
-# first, because a server whose memory is full refuses the first write of a script, so nothing is half done.
-PUT = """
-if KEYS[3] and not redis.call('SET', KEYS[3], '', 'NX', 'EX', ARGV[4]) then
-  return 0
-end
-redis.call('LPUSH', KEYS[1], ARGV[1])
-redis.call('LPUSH', KEYS[2], '')
-redis.call('LTRIM', KEYS[2], 0, ARGV[2])
-redis.call('PEXPIRE', KEYS[2], ARGV[3])
-return 1
-"""
 
 
 class Channel(redis.Channel):

@@ -4,11 +4,9 @@ Each task is registered under its dotted path and is sent as a ProjectTask, so w
 sent on commit, waits in the outbox while the broker is down, and leaves a row if it fails for good.
 """
 
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial, wraps
-from inspect import iscoroutinefunction
 from typing import Any
 
 from celery import shared_task
@@ -18,7 +16,6 @@ from celery.result import AsyncResult
 from celery.signals import task_revoked
 from celery.utils.functional import head_from_fun
 from django.db import connection, transaction
-from django.utils import timezone
 from django.utils.asyncio import async_unsafe
 from kombu.utils.uuid import uuid
 
@@ -36,6 +33,7 @@ from apps.background.storable import as_json
 from apps.tasks.broker.priorities import broker_priority
 from apps.web import clock
 
+from .coroutines import refuse_async_on_gevent
 from .task import RetryingTask
 
 # The part of a task's time limit after which it may clean up.
@@ -220,18 +218,6 @@ def _check_of_arguments(task: Task) -> Callable[..., None]:
     return check
 
 
-def refuse_async_on_gevent(task: Task) -> None:
-    """Raise RuntimeError for an async function on gevent.
-
-    All greenlets share one thread. While it runs an event loop, Django refuses the queries of every other task in it.
-    """
-    monkey = sys.modules.get("gevent.monkey")
-    if iscoroutinefunction(task.func) and monkey and monkey.is_module_patched("threading"):
-        raise RuntimeError(
-            f"{task.module_path} is async and cannot run on gevent: use --pool=prefork or threads for it."
-        )
-
-
 def send(result: TaskResult) -> None:
     """Send an enqueued task, now or after the commit. While the broker is down, the outbox stores it."""
     task, celery_task = result.task, register(result.task)
@@ -248,32 +234,6 @@ def send(result: TaskResult) -> None:
     if records.is_kept(result):
         mark = partial(records.mark_sent, result.id)
         transaction.on_commit(mark) if transaction.get_connection().in_atomic_block else mark()
-
-
-def send_stored() -> int:
-    """Send the tasks of which nothing but their row knows. Return how many were sent.
-
-    They were enqueued to run later while there was no worker, or by a process that ended before it sent them. A task
-    that the code does not have waits on, and the log names it.
-    """
-    from apps.background.models import EnqueuedTask
-
-    from . import outbox
-
-    sent = 0
-    unsent = EnqueuedTask.objects.filter(send_at__lte=timezone.now(), status=TaskResultStatus.READY)
-    for row in unsent:
-        if outbox.has(row.pk):
-            records.mark_sent(row.pk)
-            continue
-        with transaction.atomic():
-            is_mine = unsent.filter(pk=row.pk).update(send_at=outbox.deadline(None))
-            for result in records.known_results([row] if is_mine else ()):
-                if not records.is_kept(result):
-                    records.withdraw(result.id)
-                send(result)
-                sent += 1
-    return sent
 
 
 @task_revoked.connect

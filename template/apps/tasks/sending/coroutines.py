@@ -1,9 +1,11 @@
-"""Lets coroutines send tasks, although Django does not allow database queries in coroutines."""
+"""Lets coroutines send tasks, although Django does not allow database queries in coroutines, and be tasks."""
 
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from typing import TypeVar
+from inspect import iscoroutinefunction
+from typing import Any, TypeVar
 
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connections
@@ -42,3 +44,15 @@ def _call_and_disconnect(function: Callable[[], Result]) -> Result:
         return function()
     finally:
         connections.close_all()
+
+
+def refuse_async_on_gevent(task: Any) -> None:
+    """Raise RuntimeError if the function of this task of Django's framework is async and runs on gevent.
+
+    All greenlets share one thread. While it runs an event loop, Django refuses the queries of every other task in it.
+    """
+    monkey = sys.modules.get("gevent.monkey")
+    if iscoroutinefunction(task.func) and monkey and monkey.is_module_patched("threading"):
+        raise RuntimeError(
+            f"{task.module_path} is async and cannot run on gevent: use --pool=prefork or threads for it."
+        )

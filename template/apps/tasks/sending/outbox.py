@@ -114,7 +114,7 @@ def send_waiting() -> None:
     the work.
     """
     # It declares tasks, and needs what this module contains.
-    from .backend import send_stored
+    from .stored import send_stored
 
     while rows := OutgoingTask.objects.filter(send_at__lte=timezone.now()).order_by("send_at")[:BATCH]:
         for row in rows:

@@ -24,11 +24,11 @@ class ProjectBackend(DatabaseBackend):
     never requested either.
     """
 
-    def _store_result(
-        self, task_id: str, result: Any, status: str, traceback: str | None = None, *args: Any, **kwargs: Any
+    def store_result(
+        self, task_id: str, result: Any, state: str, traceback: str | None = None, *args: Any, **kwargs: Any
     ) -> Any:
         """Store a result. A traceback with a character that PostgreSQL refuses must not take the place of the error."""
-        return super()._store_result(task_id, result, status, traceback and as_text(traceback), *args, **kwargs)
+        return super().store_result(task_id, result, state, traceback and as_text(traceback), *args, **kwargs)
 
     def apply_chord(self, *args: Any, **kwargs: Any) -> None:
         """Record how many parts a chord has, even if a coroutine sends it."""

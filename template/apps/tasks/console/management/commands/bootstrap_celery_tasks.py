@@ -24,7 +24,7 @@ from typing import Any
 from django.core.management import BaseCommand
 
 from apps.tasks.beat.schedule import Step, bootstrap
-from apps.tasks.sending.backend import send_stored
+from apps.tasks.sending.stored import send_stored
 
 
 class Command(BaseCommand):
