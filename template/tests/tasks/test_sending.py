@@ -21,8 +21,8 @@ from django.utils import timezone
 from kombu import Queue
 from kombu.exceptions import EncodeError, OperationalError
 
-from apps.tasks.models import OutgoingTask
-from apps.tasks.sending import ProjectTask, RetryingTask, send, unattended
+from apps.tasks.models import OutgoingTask, UnknownQueue
+from apps.tasks.sending import ProjectTask, RetryingTask, outbox, send, unattended
 from apps.web import clock
 from tests.background import declared
 
@@ -424,16 +424,19 @@ def test_the_soft_time_limit_of_a_task_that_sends_another_one_reaches_it(broker,
     assert OutgoingTask.objects.count() == is_committed
 
 
-@pytest.mark.parametrize("is_committed", [False, True])
-def test_the_soft_time_limit_reaches_a_task_that_sends_to_an_unknown_queue(monkeypatch, is_committed):
+@pytest.mark.parametrize("way", ["at once", "on commit", "outbox"])
+def test_the_soft_time_limit_reaches_a_task_that_sends_to_an_unknown_queue(broker, monkeypatch, way):
     def send_task(*args, **options):
         before_task_publish.send(sender="", declare=[Queue("emials")])
 
+    if way == "outbox":
+        broker.away = True
+        send(greet, "Jane")
     monkeypatch.setattr("celery.Celery.send_task", send_task)
     monkeypatch.setattr(unattended, "_note_again", {})
-    monkeypatch.setattr(unattended, "call_where_queries_may_run", Mock(side_effect=SoftTimeLimitExceeded))
-    with pytest.raises(SoftTimeLimitExceeded), transaction.atomic() if is_committed else nullcontext():
-        greet.delay("Jane")
+    monkeypatch.setattr(UnknownQueue.objects, "update_or_create", Mock(side_effect=SoftTimeLimitExceeded))
+    with pytest.raises(SoftTimeLimitExceeded), transaction.atomic() if way == "on commit" else nullcontext():
+        outbox.send_waiting() if way == "outbox" else greet.delay("Jane")
     # It is on its way.
     assert not OutgoingTask.objects.exists()
 

@@ -26,6 +26,7 @@ from apps.web import clock
 
 from .coroutines import call_where_queries_may_run
 from .message import Message, in_trace, in_whole_seconds
+from .unattended import raise_limit
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +143,7 @@ def send_now(row: OutgoingTask) -> bool:
         logger.exception("%s[%s] waits on, it cannot be sent", row.name, row.task_id)
         later = clock.not_before(clock.now() + CLAIM * 2 ** min(row.attempts, 10))
         OutgoingTask.objects.filter(pk=row.pk).update(error=str(error), send_at=later)
+    raise_limit()
     return True
 
 

@@ -48,16 +48,13 @@ def note(declare: Iterable[object] | None = None, **kwargs: Any) -> None:
         if monotonic() < _note_again.get(name, 0.0):
             continue
         logger.warning("A task goes to the queue %s, which the settings do not have. %s", name, remedy(name))
+        # Inside a transaction, a failed query would cost the caller the whole transaction.
+        is_within = transaction.get_connection().in_atomic_block
+        call = transaction.on_commit if is_within else call_where_queries_may_run
         try:
-            # Inside a transaction, a failed query would cost the caller the whole transaction.
-            is_within = transaction.get_connection().in_atomic_block
-            call = partial(transaction.on_commit, robust=True) if is_within else call_where_queries_may_run
             call(partial(_remember, name))
         except SoftTimeLimitExceeded as limit:
             _limit.set(limit)
-        # The task is sent anyway.
-        except Exception as error:
-            logger.warning("The queue %s is not remembered: %r", name, error)
 
 
 def raise_limit() -> None:
@@ -68,8 +65,15 @@ def raise_limit() -> None:
 
 
 def _remember(name: str) -> None:
-    UnknownQueue.objects.update_or_create(name=name, defaults={"sent_at": timezone.now()})
-    _note_again[name] = monotonic() + NOTE_SECONDS
+    try:
+        UnknownQueue.objects.update_or_create(name=name, defaults={"sent_at": timezone.now()})
+    except SoftTimeLimitExceeded:
+        raise
+    # The task is sent anyway.
+    except Exception as error:
+        logger.warning("The queue %s is not remembered: %r", name, error)
+    else:
+        _note_again[name] = monotonic() + NOTE_SECONDS
 
 
 def known_queues() -> list[str]:
