@@ -394,7 +394,7 @@ CONTRACT = [
     Row("deploy/kubernetes/worker.yaml", "            - name: metrics\n", both(target("kubernetes"), metrics)),
     Row("flowerconfig.py", None, flower),
     Row("fly.toml", None, target("fly")),
-    Row("fly.toml", "# fly secrets set CELERY_BROKER_URL=…\n", both(target("fly"), has_celery)),
+    Row("fly.toml", " CELERY_BROKER_URL=… EMAIL_URL=…\n", both(target("fly"), has_celery)),
     Row("fly.toml", "# fly scale count web=2\n", both(target("fly"), not_(has_celery))),
     Row("fly.toml", "# fly scale count web=2 worker=2 beat=1\n", both(target("fly"), has_celery)),
     Row("fly.toml", '\nWORKER_METRICS_PORT = "0.0.0.0:9808"\n', both(target("fly"), metrics)),
