@@ -1,10 +1,6 @@
 from django import forms
-from django.core.exceptions import ValidationError
 
-from .models import Job, State
-
-# How many jobs of one person may wait or run, because everybody shares the workers.
-MOST_ACTIVE = 10
+from .models import Job
 
 
 class StartForm(forms.ModelForm):
@@ -17,10 +13,3 @@ class StartForm(forms.ModelForm):
     class Meta:
         model = Job
         fields = ["total", "fail_on_purpose"]
-
-    def clean_total(self) -> int:
-        """Return the length, unless too many jobs of this person are already waiting or running."""
-        active = self.instance.owner.jobs.filter(state__in=[State.QUEUED, State.RUNNING])
-        if active.count() >= MOST_ACTIVE:
-            raise ValidationError(f"{MOST_ACTIVE} of your jobs wait or run. Cancel one, or wait for the end of one.")
-        return self.cleaned_data["total"]

@@ -9,16 +9,22 @@ from typing import Any
 from uuid import uuid4
 
 from django.conf import settings
+from django.core.exceptions import ValidationError
 from django.db import models
 from django.utils import timezone
 
 from apps.web import clock
+from apps.web.allowance import HourlyAllowance
 
 # After this time in the queue, the page says that no worker takes the job.
 LATE = timedelta(seconds=10)
 # A running job writes its progress every second. A queued job may wait for a long time if there is much to do.
 LONGEST_SILENCE = timedelta(minutes=2)
 LONGEST_WAIT = timedelta(hours=6)
+
+# How many jobs of one person may wait or run. All tasks share the workers, of which each runs four tasks or more.
+MOST_ACTIVE = 3
+JOBS_PER_HOUR = 60
 
 FAILURE_MESSAGE = "It failed. The log of the worker says why."
 STALLED_MESSAGE = "It was given up: nothing was heard of it for too long."
@@ -153,3 +159,23 @@ class Job(models.Model):
             for name, value in values.items():
                 setattr(self, name, value)
         return changed
+
+
+class Allowance(HourlyAllowance):
+    """How many jobs a person has started in the current hour. Cancelling them gains nothing."""
+
+    counted = "started"
+
+    owner = models.OneToOneField(settings.AUTH_USER_MODEL, models.CASCADE, primary_key=True, related_name="+")
+    started = models.PositiveIntegerField(default=0)
+
+
+def use_allowance(owner_id: int) -> None:
+    """Count one job of this hour. Raise ValidationError if it is one too many; undo the transaction then.
+
+    Of several requests at the same time, each counts those before it, because the count locks the person's row.
+    """
+    if not Allowance.use(owner_id, JOBS_PER_HOUR):
+        raise ValidationError(f"You have started {JOBS_PER_HOUR} jobs within an hour. Try again later.")
+    if Job.objects.filter(owner=owner_id, state__in=[State.QUEUED, State.RUNNING]).count() >= MOST_ACTIVE:
+        raise ValidationError(f"{MOST_ACTIVE} of your jobs wait or run. Cancel one, or wait for the end of one.")

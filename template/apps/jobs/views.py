@@ -2,14 +2,17 @@
 
 from uuid import UUID
 
+from django.contrib import messages
+from django.core.exceptions import ValidationError
+from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
-from django_htmx.http import retarget, trigger_client_event
+from django_htmx.http import HttpResponseClientRefresh, retarget, trigger_client_event
 
 from .forms import StartForm
-from .models import Job
+from .models import Job, use_allowance
 from .tasks import run
 
 SHOWN = 30
@@ -21,8 +24,14 @@ def jobs(request: HttpRequest) -> HttpResponse:
     """Show my latest jobs, or start one."""
     form = StartForm(request.POST if request.method == "POST" else None, instance=Job(owner=request.user))
     if form.is_valid():
-        _enqueue(form.save())
-        return redirect("jobs:list")
+        try:
+            with transaction.atomic():
+                use_allowance(request.user.pk)
+                _enqueue(form.save())
+        except ValidationError as refusal:
+            form.add_error("total", refusal)
+        else:
+            return redirect("jobs:list")
     mine = list(Job.objects.filter(owner=request.user)[:SHOWN])
     context = {"form": form, "jobs": mine, "any_active": any(job.is_active for job in mine)}
     return render(request, "jobs/list.html", context, status=422 if form.is_bound else 200)
@@ -60,8 +69,14 @@ def cancel(request: HttpRequest, job_id: UUID) -> HttpResponse:
 def retry(request: HttpRequest, job_id: UUID) -> HttpResponse:
     """Run a failed job again."""
     job = _own_job(request, job_id)
-    if job.retry():
-        _enqueue(job)
+    try:
+        with transaction.atomic():
+            use_allowance(request.user.pk)
+            if job.retry():
+                _enqueue(job)
+    except ValidationError as refusal:
+        messages.error(request, refusal.message)
+        return HttpResponseClientRefresh() if request.htmx else redirect("jobs:list")
     if not request.htmx:
         return redirect("jobs:list")
     return render(request, "jobs/row.html", {"job": _own_job(request, job_id)})

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 
 from apps.background.immediate import AfterCommitBackend
 from apps.jobs import models, tasks
@@ -78,11 +79,25 @@ def test_bad_lengths_are_told(browser, sent, total):
 
 
 def test_a_person_cannot_keep_all_workers_busy(browser, job, sent):
-    for state in [*[State.QUEUED] * 5, *[State.RUNNING] * 5, State.DONE]:
+    for state in [State.QUEUED, State.RUNNING, State.QUEUED, State.DONE]:
         job(state=state)
+    failed = job(state=State.FAILED)
     answer = browser.post(reverse("jobs:list"), {"total": 7})
-    assert (answer.status_code, sent) == (422, []) and "10 of your jobs wait or run" in answer.content.decode()
+    assert (answer.status_code, sent) == (422, []) and "3 of your jobs wait or run" in answer.content.decode()
+    act(browser, "jobs:retry", failed)
+    assert sent == [] and "3 of your jobs wait or run" in page(browser)
     act(browser, "jobs:cancel", Job.objects.filter(state=State.QUEUED).first())
+    assert browser.post(reverse("jobs:list"), {"total": 7}).status_code == 302
+    assert models.Allowance.objects.get().started == 1
+
+
+def test_starting_and_cancelling_in_a_loop_ends_with_the_hour(browser, sent, monkeypatch):
+    monkeypatch.setattr(models, "JOBS_PER_HOUR", 5)
+    for _ in range(8):
+        browser.post(reverse("jobs:list"), {"total": 7})
+        act(browser, "jobs:cancel", Job.objects.first())
+    assert len(sent) == 5
+    models.Allowance.objects.update(hour_began_at=timezone.now() - timedelta(hours=1))
     assert browser.post(reverse("jobs:list"), {"total": 7}).status_code == 302
 
 
