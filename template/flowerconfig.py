@@ -61,5 +61,5 @@ def get_user(page: BaseHandler) -> object:
 
 if BaseHandler.get_current_user.__module__ != __name__:
     BaseHandler.set_default_headers, BaseHandler.get_current_user = set_headers, get_user
-    # The figures name tasks and workers. With a password, Prometheus needs it: `basic_auth` in its configuration.
+    # The figures name tasks and workers. Whatever reads them needs the password, too, if there is one.
     Metrics.get = authenticated(Metrics.get)

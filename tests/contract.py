@@ -226,6 +226,7 @@ CONTRACT = [
     Row("acme/settings.py", "DEFAULT_AI_MODEL = ", chat),
     Row("acme/settings.py", 'env.int("DATABASE_CONN_MAX_AGE", 0)', asgi),
     Row("acme/settings.py", 'env.int("DATABASE_CONN_MAX_AGE", 60)', not_(asgi)),
+    Row("acme/settings.py", 'SECURE_CSP["form-action"].append("https:")', subscriptions),
     Row("acme/settings.py", "SCHEDULED_TASKS = {", has_celery),
     Row("acme/settings.py", '"schedule": crontab(hour=7, minute=0),', has_celery),
     Row("acme/settings.py", 'SCHEDULED_TASKS["close-stalled-jobs"] = {', jobs),

@@ -34,4 +34,4 @@ def poll(request: HttpRequest, reply_id: int) -> HttpResponse:
     return render(request, "chat/reply.html", {"message": reply, "live_template": TEMPLATE})
 
 
-urlpatterns = [path("replies/<int:reply_id>/", poll, name="poll")]
+urlpatterns = [path("replies/<id:reply_id>/", poll, name="poll")]

@@ -200,4 +200,4 @@ def event(name: str, data: str) -> str:
     return f"event: {name}\n" + "".join(f"data: {line}\n" for line in data.split("\n")) + "\n"
 
 
-urlpatterns = [path("replies/<int:reply_id>/stream/", stream, name="stream")]
+urlpatterns = [path("replies/<id:reply_id>/stream/", stream, name="stream")]

@@ -6,10 +6,10 @@ from .webhook import webhook
 app_name = "subscriptions"
 urlpatterns = [
     path("pricing/", views.pricing, name="pricing"),
-    path("pricing/<int:plan_id>/", views.choose, name="choose"),
+    path("pricing/<id:plan_id>/", views.choose, name="choose"),
     path("stripe/webhook/", webhook, name="webhook"),
-    path("teams/<int:team_id>/subscription/", views.team, name="team"),
-    path("teams/<int:team_id>/subscription/checkout/<int:plan_id>/", views.checkout, name="checkout"),
-    path("teams/<int:team_id>/subscription/done/", views.done, name="done"),
-    path("teams/<int:team_id>/subscription/portal/", views.portal, name="portal"),
+    path("teams/<id:team_id>/subscription/", views.team, name="team"),
+    path("teams/<id:team_id>/subscription/checkout/<id:plan_id>/", views.checkout, name="checkout"),
+    path("teams/<id:team_id>/subscription/done/", views.done, name="done"),
+    path("teams/<id:team_id>/subscription/portal/", views.portal, name="portal"),
 ]

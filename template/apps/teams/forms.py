@@ -1,3 +1,5 @@
+import re
+
 from django import forms
 from django.utils import timezone
 
@@ -11,6 +13,13 @@ class TeamForm(forms.ModelForm):
         model = Team
         fields = ["name"]
         labels = {"name": "Name of the team"}
+
+    def clean_name(self) -> str:
+        """Return the name on one line. Refuse links, because invitations carry the name to strangers."""
+        name = " ".join(self.cleaned_data["name"].split())
+        if re.search(r"://|\bwww\.|\w\.\w{2,}/", name, re.IGNORECASE):
+            raise forms.ValidationError("The name of a team contains no link.")
+        return name
 
 
 class RoleForm(forms.ModelForm):

@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 from django.conf import settings
+from django.contrib.auth import get_user_model
 from django.core import signing
 from django.core.exceptions import ValidationError
 from django.db import models, transaction
@@ -17,6 +18,8 @@ INVITATION_LIFETIME = timedelta(days=7)
 INVITATION_SALT = "apps.teams.invitation"
 # Limits invitations, so that nobody can use a team to send mass e-mail.
 INVITATIONS_PER_HOUR = 20
+# How many teams a person may own.
+TEAMS_PER_OWNER = 20
 
 
 class Role(models.TextChoices):
@@ -138,7 +141,11 @@ def invitation_of(token: str) -> Invitation | None:
 
 @transaction.atomic
 def create_team(name: str, owner) -> Team:
-    """Create a team with its first member, and return it."""
+    """Create a team with its first member, and return it. Raise ValidationError if the owner has too many."""
+    # Requests at the same time wait for each other here.
+    get_user_model().objects.select_for_update(no_key=True).get(pk=owner.pk)
+    if owner.memberships.filter(role=Role.OWNER).count() >= TEAMS_PER_OWNER:
+        raise ValidationError(f"You own {TEAMS_PER_OWNER} teams, and cannot make more.")
     team = Team.objects.create(name=name)
     Membership.objects.create(team=team, user=owner, role=Role.OWNER)
     return team

@@ -29,10 +29,14 @@ def team_list(request: HttpRequest) -> HttpResponse:
     """Show the visitor's teams, or create a new one and go on to the page that asked for it."""
     form = TeamForm(request.POST or None)
     if request.method == "POST" and form.is_valid():
-        team = models.create_team(form.cleaned_data["name"], request.user)
-        next_url = request.GET.get("next", "")
-        is_ours = url_has_allowed_host_and_scheme(next_url, allowed_hosts=None)
-        return HttpResponseRedirect(next_url) if is_ours else redirect("teams:team", team.pk)
+        try:
+            team = models.create_team(form.cleaned_data["name"], request.user)
+        except ValidationError as refusal:
+            form.add_error("name", refusal)
+        else:
+            next_url = request.GET.get("next", "")
+            is_ours = url_has_allowed_host_and_scheme(next_url, allowed_hosts=None)
+            return HttpResponseRedirect(next_url) if is_ours else redirect("teams:team", team.pk)
     memberships = request.user.memberships.select_related("team").order_by("team__name", "team_id")
     return render(request, "teams/list.html", {"memberships": memberships, "form": form})
 

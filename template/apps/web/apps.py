@@ -17,7 +17,7 @@ class WebConfig(AppConfig):
 
     def ready(self) -> None:
         """Register the checks, let every app register its health checks, and start the reports of errors and traces."""
-        from . import checks  # noqa: F401
+        from . import checks, converters  # noqa: F401
 
         if DJANGO_AUTORELOAD_ENV in os.environ:
             # Under `runserver`, one thread imports the URLs while another one imports the template tags. Modules of

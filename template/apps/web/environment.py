@@ -87,7 +87,8 @@ class Env(environ.Env):
             hint = ". Write it without the quotes."
         elif " #" in value:
             hint = ". A comment needs a line of its own."
-        is_secret = SECRET_NAME.search(var)
+        # A word where a URL should be may be the password alone.
+        is_secret = SECRET_NAME.search(var) or (var.endswith(("_DSN", "_URL")) and "://" not in value)
         reason = str(error) if isinstance(error, Unusable) else "which cannot be read"
         if not (is_secret or isinstance(error, Unusable)):
             reason += f" ({error})"

@@ -8,6 +8,7 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import resolve_url
+from django.utils.cache import add_never_cache_headers, has_vary_header
 from django.utils.decorators import sync_and_async_middleware
 from django_htmx.http import HttpResponseClientRefresh
 
@@ -91,6 +92,38 @@ def reload_for_login(get_response):
     return middleware
 
 
+@sync_and_async_middleware
+def send_policy(get_response):
+    """Send SECURE_CSP to the browser, as Django does by itself from 6.0 on."""
+    if iscoroutinefunction(get_response):
+
+        async def middleware(request: HttpRequest) -> HttpResponse:
+            return _with_policy(await get_response(request))
+
+    else:
+
+        def middleware(request: HttpRequest) -> HttpResponse:
+            return _with_policy(get_response(request))
+
+    return middleware
+
+
+@sync_and_async_middleware
+def keep_private(get_response):
+    """Let no cache keep a page that depends on who asks for it, unless its view says something else."""
+    if iscoroutinefunction(get_response):
+
+        async def middleware(request: HttpRequest) -> HttpResponse:
+            return _kept_private(await get_response(request))
+
+    else:
+
+        def middleware(request: HttpRequest) -> HttpResponse:
+            return _kept_private(get_response(request))
+
+    return middleware
+
+
 def _up() -> HttpResponse:
     return HttpResponse("ok", content_type="text/plain", headers={"Cache-Control": "no-store"})
 
@@ -110,6 +143,20 @@ def _identity(request: HttpRequest) -> dict[str, str]:
 
 def _identified(request: HttpRequest, response: HttpResponse) -> HttpResponse:
     response.headers[REQUEST_ID] = request.request_id
+    return response
+
+
+def _with_policy(response: HttpResponse) -> HttpResponse:
+    # Django's own pages for developers need what the policy forbids.
+    if not (settings.DEBUG and response.status_code in (404, 500)):
+        policy = "; ".join(" ".join([name, *sources]) for name, sources in settings.SECURE_CSP.items())
+        response.headers.setdefault("Content-Security-Policy", policy)
+    return response
+
+
+def _kept_private(response: HttpResponse) -> HttpResponse:
+    if has_vary_header(response, "Cookie") and "Cache-Control" not in response.headers:
+        add_never_cache_headers(response)
     return response
 
 

@@ -54,7 +54,25 @@ def test_other_events_are_taken_and_forgotten(post, refetched, subject):
     assert refetched == []
 
 
-@pytest.mark.parametrize("forged", [{"secret": "whsec_2"}, {"age_seconds": 600}, {"Stripe-Signature": "v1=1"}])
+@pytest.mark.parametrize("data", ["[]", "1", '"a"', "null", '{"data": []}', '{"data": {"object": 1}}', "{", "\xff"])
+def test_what_is_signed_but_no_event_is_refused_without_a_failure(client, refetched, data):
+    signed = WebhookSignature.generate_signature_header(data, "whsec_1", int(time.time()))
+    answer = client.post(
+        reverse("subscriptions:webhook"), data, content_type="application/json", headers={"Stripe-Signature": signed}
+    )
+    assert (answer.status_code, refetched) == (400, [])
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"secret": "whsec_2"},
+        {"age_seconds": 600},
+        {"Stripe-Signature": "v1=1"},
+        {"Stripe-Signature": "t=1,v1=\xff"},
+        {"Stripe-Signature": f"t={int(time.time())},v1=\xff"},
+    ],
+)
 def test_a_bad_or_old_signature_is_refused(post, refetched, forged):
     assert post(SUBSCRIPTION, **forged).status_code == 400
     assert refetched == []

@@ -12,11 +12,13 @@ from django.conf import settings
 from flower.app import Flower
 from flower.urls import handlers
 from flower.urls import settings as flower_settings
+from flower.views.monitor import Metrics
 from tornado.httpclient import AsyncHTTPClient
 from tornado.httpserver import HTTPServer
 from tornado.options import options
 from tornado.testing import bind_unused_port
 
+FIGURES = f"/{Metrics.__name__.lower()}"
 CONFIG = str(settings.BASE_DIR / "flowerconfig.py")
 
 
@@ -48,7 +50,7 @@ def ask(*requests: tuple[str, str]) -> list:
 
 
 def test_the_figures_need_the_password_and_the_health_check_does_not(password):
-    answers = ask(("/metrics", ""), ("/metrics", ":"), ("/metrics", "user:password"), ("/healthcheck", ""))
+    answers = ask((FIGURES, ""), (FIGURES, ":"), (FIGURES, "user:password"), ("/healthcheck", ""))
     assert [answer.code for answer in answers] == [401, 401, 200, 200]
 
 
@@ -59,7 +61,7 @@ def test_no_page_is_shown_in_a_frame(password):
 
 
 def test_passwords_are_not_guessed_without_end(password):
-    codes = [answer.code for answer in ask(*[("/metrics", f"user:{number}") for number in range(40)])]
+    codes = [answer.code for answer in ask(*[(FIGURES, f"user:{number}") for number in range(40)])]
     assert codes.count(401) <= 20 and 429 in codes
 
 

@@ -62,6 +62,30 @@ def test_a_team_needs_a_name(sign_in, jane):
     assert "This field is required" in sign_in(jane).post(reverse("teams:list"), {"name": ""}).content.decode()
 
 
+@pytest.mark.parametrize("name", ["Win at https://evil.example", "www.evil.example", "evil.example/now", "EVIL://x"])
+def test_the_name_of_a_team_is_no_advertisement(sign_in, jane, name):
+    answer = sign_in(jane).post(reverse("teams:list"), {"name": name})
+    assert "contains no link" in answer.content.decode() and not jane.teams.exists()
+
+
+def test_the_name_of_a_team_is_one_line(sign_in, jane):
+    sign_in(jane).post(reverse("teams:list"), {"name": "Acme Inc. \r\n\r\nYou have won"})
+    assert jane.teams.get().name == "Acme Inc. You have won"
+
+
+def test_a_person_owns_only_so_many_teams(sign_in, jane, monkeypatch):
+    monkeypatch.setattr(models, "TEAMS_PER_OWNER", 2)
+    for number in range(4):
+        answer = sign_in(jane).post(reverse("teams:list"), {"name": f"Team {number}"})
+    assert jane.teams.count() == 2 and "You own 2 teams" in answer.content.decode()
+
+
+@pytest.mark.parametrize("team_id", [10**18, 2**63, 10**30])
+def test_a_number_that_no_team_can_have_is_no_page(sign_in, jane, team_id):
+    for path in (f"/teams/{team_id}/", f"/teams/{team_id}/subscription/"):
+        assert sign_in(jane).get(path).status_code == 404
+
+
 def test_a_list_shows_the_own_teams_only(sign_in, team, jane):
     assert "You are in no team yet" in sign_in(jane).get(reverse("teams:list")).content.decode()
 
@@ -322,7 +346,7 @@ def test_the_admin_lists_them(as_boss, team, name):
 
 
 def test_the_admin_counts_the_seats_of_all_teams_at_once(as_boss, owner, team, tom, django_assert_max_num_queries):
-    for name in range(20):
+    for name in range(10):
         create_team(name, owner)
     with django_assert_max_num_queries(8):
         page = as_boss.get(reverse("admin:teams_team_changelist"), {"q": "example.com"}).content.decode()

@@ -67,6 +67,14 @@ def test_a_lost_password_is_replaced_through_the_link_in_an_email(client, jane, 
     assert jane.check_password("n3w-P4ss-w0rd")
 
 
+def test_who_changes_a_password_is_told_so_by_email(client, jane, mailoutbox):
+    client.force_login(jane)
+    passwords = {"oldpassword": PASSWORD, "password1": "n3w-P4ss-w0rd", "password2": "n3w-P4ss-w0rd"}
+    client.post(reverse("account_change_password"), passwords)
+    assert [mail.to for mail in mailoutbox] == [["jane@example.com"]]
+    assert "password" in mailoutbox[0].subject.lower()
+
+
 def test_signing_out_takes_a_click_on_a_button(client, jane):
     client.force_login(jane)
     client.get(reverse("account_logout"))

@@ -122,6 +122,7 @@ NONSENSE: Table = {
     # Any text is a key.
     "SECRET_KEY": [],
     "SECURE_HSTS_SECONDS": WHOLE_NUMBER,
+    "SECURE_HSTS_SUBDOMAINS": YES_OR_NO,
     "SECURE_SSL_REDIRECT": YES_OR_NO,
     "STORAGE_URL": [
         ("/var/media", "but must be a URL"),
@@ -148,6 +149,11 @@ NONSENSE: Table = {
 @pytest.mark.parametrize(("name", "value", "words"), rows(NONSENSE))
 def test_a_value_that_cannot_be_used_is_told_in_a_sentence(tmp_path, name, value, words):
     assert_told(tmp_path, name, value, words)
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "EMAIL_URL", "SENTRY_DSN"])
+def test_a_word_in_the_place_of_a_url_is_not_shown(tmp_path, name):
+    assert SECRET not in refusal(tmp_path, **{name: SECRET})
 
 
 def test_a_driver_that_is_not_installed_is_told(tmp_path, monkeypatch):

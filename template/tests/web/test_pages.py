@@ -2,7 +2,6 @@
 
 from html.parser import HTMLParser
 
-import django
 import pytest
 from django.test import Client
 from django.urls import reverse
@@ -56,10 +55,17 @@ def test_the_pages_for_users_need_no_inline_code(client, db, page):
     assert not inline_code(response)
 
 
-@pytest.mark.skipif(django.VERSION < (6, 0), reason="Django has a content security policy since 6.0")
-def test_pages_forbid_inline_code(client, db):
+def test_pages_forbid_inline_code_frames_and_forms_that_lead_elsewhere(client, db):
     policy = client.get(reverse("web:home")).headers["Content-Security-Policy"]
     assert "default-src 'self'" in policy and "unsafe-inline" not in policy
+    for words in ("base-uri 'none'", "form-action 'self'", "frame-ancestors 'none'"):
+        assert words in policy
+
+
+@pytest.mark.parametrize("page", ["web:home", "account_email", "account_change_password", "admin:index"])
+def test_no_cache_keeps_the_pages_of_a_user(client, db, page):
+    client.force_login(User.objects.create_superuser("boss@example.com", "correct horse"))
+    assert "no-store" in client.get(reverse(page)).headers["Cache-Control"]
 
 
 def test_a_page_that_is_not_there_says_so(client, db):
