@@ -2,7 +2,8 @@
 
 In gunicorn's own process with threads, a thread belongs to a connection from its first byte on, so as many visitors as
 there are threads could stop the site by sending slowly. Here, the loop that accepts connections also collects requests,
-and a thread gets only those that have arrived completely. Without this file, `worker_class = "gthread"` in gunicorn.conf.py takes its place.
+and a thread gets only those that have arrived completely. Without this file, set `worker_class = "gthread"` in
+gunicorn.conf.py.
 
 The parts of gunicorn that this changes are `enqueue_req`, which is called when a connection has something to say, and
 `murder_pending`, which is called about once a second.
