@@ -43,7 +43,8 @@ class Arrival(Unreader):
 
     def __init__(self) -> None:
         super().__init__()
-        self.file = SpooledTemporaryFile(max_size=IN_MEMORY_BYTES)
+        # It is closed with the connection, when nothing refers to it any more.
+        self.file = SpooledTemporaryFile(max_size=IN_MEMORY_BYTES)  # noqa: SIM115
         self.head = bytearray()
         self.head_bytes = self.size = 0
         self.tail = b""

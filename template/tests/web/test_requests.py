@@ -12,7 +12,6 @@ from apps.web.asgi import guarded
 from apps.web.middleware import find_visitor
 from tests.environment import load_settings
 
-
 # Visitors' addresses --------------------------------------------------------
 
 
