@@ -1,6 +1,9 @@
 """The production files of one server are a rendering of the process model."""
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -21,7 +24,8 @@ def test_each_process_of_the_model_is_a_service_as_the_model_says(renderer, answ
     answers = answers | {"deploy": ["compose"]}
     model = renderer.context(answers)["processes"]
     found = services(renderer, **answers)
-    assert {name for name, service in found.items() if "build" in service} == model.keys()
+    assert {name for name, service in found.items() if service["image"] == "${COMPOSE_PROJECT_NAME}"} == model.keys()
+    assert [name for name, service in found.items() if "build" in service] == ["release"]
     for name, process in model.items():
         service = found[name]
         assert service["command"] == process.get("production_command", process["command"])
@@ -51,8 +55,20 @@ def test_workers_with_metrics_show_them_to_the_other_services_alone(renderer, an
 def test_every_variable_that_the_server_needs_is_in_its_example(renderer, answers):
     files = renderer.project(template.DEFAULTS | {"deploy": ["compose"]} | answers)
     texts = {path: content.decode() for path, content in files.items() if path.startswith(FOLDER)}
-    filled_in = set(re.findall(r"\{?\$\{?([A-Z_]+)", texts[f"{FOLDER}/compose.yaml"] + texts[f"{FOLDER}/Caddyfile"]))
+    filled_in = set(
+        re.findall(r"\{?\$\{?([A-Z_]+)", texts[f"{FOLDER}/compose.yaml"] + texts[f"{FOLDER}/caddy/Caddyfile"])
+    )
     offered = set(re.findall(r"^(?:# )?([A-Z_]+)=", texts[f"{FOLDER}/.env.example"], re.MULTILINE))
-    assert filled_in <= offered | {"FLOWER_PORT"}
+    assert filled_in <= offered | {"COMPOSE_PROJECT_NAME", "FLOWER_PORT"}
     required = set(re.findall(r"\$\{([A-Z_]+):\?", texts[f"{FOLDER}/compose.yaml"]))
     assert required <= set(re.findall(r"^([A-Z_]+)=", texts[f"{FOLDER}/.env.example"], re.MULTILINE))
+
+
+@pytest.mark.parametrize("answers", [{}, template.OFF], ids=template.label)
+def test_the_scripts_of_the_server_are_clean(renderer, tmp_path, answers):
+    files = renderer.project(template.DEFAULTS | {"deploy": ["compose"]} | answers)
+    for name in ("backup", "deploy", "restore"):
+        (tmp_path / name).write_bytes(files[f"{FOLDER}/{name}"])
+    shellcheck = Path(sys.executable).parent / "shellcheck"
+    done = subprocess.run([shellcheck, *sorted(tmp_path.iterdir())], text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout
