@@ -40,6 +40,16 @@ def test_each_process_of_the_model_is_a_service_as_the_model_says(renderer, answ
         assert seconds == str(model["worker"]["give_back_seconds"])
 
 
+@pytest.mark.parametrize("answers", [{}, {"celery_broker": "rabbitmq"}, template.OFF], ids=template.label)
+def test_no_log_fills_the_disk_and_no_process_gains_rights(renderer, answers):
+    found = services(renderer, **answers)
+    assert {name: service["logging"]["driver"] for name, service in found.items()} == dict.fromkeys(found, "local")
+    servers = {name: service for name, service in found.items() if name != "offsite"}
+    assert all(service["security_opt"] == ["no-new-privileges:true"] for service in servers.values())
+    ours = [service for service in found.values() if service["image"] == "${COMPOSE_PROJECT_NAME}"]
+    assert all((service["cap_drop"], service["read_only"]) == (["ALL"], True) for service in ours)
+
+
 @pytest.mark.parametrize("answers", [{}, {"use_metrics": True}], ids=template.label)
 def test_workers_with_metrics_show_them_to_the_other_services_alone(renderer, answers):
     found = services(renderer, **answers)
@@ -47,7 +57,8 @@ def test_workers_with_metrics_show_them_to_the_other_services_alone(renderer, an
     shown = {name: each.get("environment", {}).get("WORKER_METRICS_PORT") for name, each in found.items()}
     expected = {"worker": f"0.0.0.0:{port}"} if answers else {}
     assert {name: address for name, address in shown.items() if address} == expected
-    assert [name for name, service in found.items() if "ports" in service] == ["caddy"]
+    assert [name for name, service in found.items() if "ports" in service] == ["caddy", "flower"]
+    assert all(port.startswith("127.0.0.1:") for port in found["flower"]["ports"])
     assert str(port) not in str(found["caddy"])
 
 
