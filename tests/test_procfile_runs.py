@@ -24,9 +24,13 @@ HONCHO = Path(sys.executable).with_name("honcho")
 
 
 def production(project: Path, **variables: str) -> dict[str, Any]:
-    """What a platform has in the environment: the values of app.json, those that it makes up itself, and some more."""
-    app = json.loads((project / "app.json").read_text())
-    given = {name: each.get("value", "made-up-by-the-platform") for name, each in app["env"].items()}
+    """What a platform has in the environment: the values of app.json, those that it makes up itself, and some more.
+
+    It asks people for the others, which the tests can do without.
+    """
+    variables_of_app = json.loads((project / "app.json").read_text())["env"].items()
+    given = {name: each["value"] for name, each in variables_of_app if "value" in each}
+    given |= {name: "made-up-by-the-platform" for name, each in variables_of_app if "generator" in each}
     path = f"{project / '.venv/bin'}{os.pathsep}{os.environ['PATH']}"
     return given | {"ALLOWED_HOSTS": "127.0.0.1", "PATH": path} | variables
 
