@@ -142,6 +142,7 @@ CONTRACT = [
     Row(".gitattributes", None, always),
     Row(".github/dependabot.yml", None, always),
     Row(".github/dependabot.yml", "  - package-ecosystem: docker\n", image),
+    Row(".github/dependabot.yml", "  - package-ecosystem: pip\n", pip),
     Row(".github/dependabot.yml", "  - package-ecosystem: uv\n", uv),
     Row(".github/workflows/ci.yml", "actions/setup-python@", pip),
     Row(".github/workflows/ci.yml", "astral-sh/setup-uv@", uv),
