@@ -104,7 +104,8 @@ def test_yaml_fits_its_schema(variants, schema, pattern):
 
 
 def test_no_action_can_change_under_the_name_that_the_workflow_has(variants):
-    used = [line for path in places(variants, ".github/workflows/*.yml") for line in path.read_text().splitlines()]
+    files = places(variants, ".github/workflows/*.yml")
+    used = [line for path in files for line in (variants / path).read_text().splitlines()]
     actions = {line.split("uses: ")[1] for line in used if "uses: " in line}
     assert len(actions) == 3
     assert [action for action in actions if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40}  # v\d+\.\d+\.\d+", action)] == []

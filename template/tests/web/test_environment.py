@@ -126,7 +126,7 @@ NONSENSE: Table = {
     "SECURE_HSTS_SUBDOMAINS": YES_OR_NO,
     "SECURE_SSL_REDIRECT": YES_OR_NO,
     "STORAGE_URL": [
-        ("/var/media", "but must be a URL"),
+        ("/srv/media", "but must be a URL"),
         ("https://bucket.s3.example.com", "whose scheme is not one of s3"),
         (f"s3://key:{SECRET}@?region_name=eu-central-1", "which names no bucket"),
         (f"s3://key:a/{SECRET}@bucket", "Percent-encode"),
