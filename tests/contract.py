@@ -593,7 +593,9 @@ def expected_processes(answers: Answers) -> dict[str, dict[str, Any]]:
     release = "python manage.py migrate"
     bootstrap = f"sh -c '{release} && python manage.py bootstrap_celery_tasks --remove-stale'"
     gunicorn = "gunicorn acme.wsgi --bind=0.0.0.0:8000 --access-logfile=- --graceful-timeout=25"
-    uvicorn = "uvicorn acme.asgi:application --host 0.0.0.0 --port 8000 --timeout-graceful-shutdown 25"
+    uvicorn = (
+        "uvicorn acme.asgi:application --host 0.0.0.0 --port 8000 --no-proxy-headers --timeout-graceful-shutdown 25"
+    )
     pool, concurrency = {"prefork": ("", 4), "threads": (" --pool=threads", 16), "gevent": (" --pool=gevent", 100)}[
         answers["celery_pool"]
     ]

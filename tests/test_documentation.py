@@ -96,7 +96,7 @@ def test_containers_are_started_by_one_command_and_stopped_by_one_wherever_they_
     files = [content.decode() for content in renderer.project(template.DEFAULTS).values()]
     named = re.findall(r"docker compose\b[^`\n]* (?:up|down)\b[^`\n]*", "\n".join([message, *pages, *files]))
     # On one server, ./deploy starts new versions, and these start again what is there.
-    everything = {command for command in named if not re.search(r"--wait \w+$|--no-deps", command)}
+    everything = {command for command in named if not re.search(r"up (--detach )?--wait( \w+)?$|--no-deps", command)}
     assert everything == {context["commands"]["down"], context["commands"]["up"]}
 
 

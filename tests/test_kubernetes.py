@@ -456,7 +456,7 @@ def test_keda_looks_at_the_very_lists_that_the_project_keeps_on_redis(renderer, 
         keys = json.loads(run(tmp_path, *client, "KEYS", "*"))
         lengths = [json.loads(run(tmp_path, *client, "LLEN", key)) for key in lists]
     assert [*lists, held] == taken_from
-    # Nothing that the project has sent lies in another list. The bell only wakes workers, and tokens tell what was sent.
+    # Nothing that the project has sent lies in another list. The bell only wakes workers, and a token is no message.
     others = re.compile("celery\x06\x16(bell|sent-.*)")
     assert {key for key in keys if key.startswith("celery") and not others.fullmatch(key)} == {*lists}
     assert min(lengths) > 0 and sum(lengths) == len(range(-100, 101))
