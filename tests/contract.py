@@ -148,6 +148,8 @@ CONTRACT = [
     Row(".github/workflows/ci.yml", "astral-sh/setup-uv@", uv),
     Row(".github/workflows/ci.yml", "UV_LOCKED: ", uv),
     Row(".github/workflows/ci.yml", "run: python -m pip install -c constraints.txt --upgrade pip\n", pip),
+    Row(".github/workflows/ci.yml", "          CELERY_BROKER_URL: amqp://", rabbitmq),
+    Row(".github/workflows/ci.yml", "          CELERY_BROKER_URL: redis://", redis),
     Row(".github/workflows/ci.yml", "manage.py bootstrap_celery_tasks --dry-run", has_celery),
     Row(".github/workflows/ci.yml", "run: pytest --cov\n", pip),
     Row(".github/workflows/ci.yml", "run: uv run pytest --cov\n", uv),

@@ -278,11 +278,11 @@ def test_tasks_run_with_pip_and_the_broker_that_is_bundled(template_repo, tmp_pa
 # What GitHub would say -------------------------------------------------------
 
 
-def workflow_steps(project: Path) -> tuple[list[str], dict[str, str], str]:
-    """The commands of the project's workflow, its variables, and its version of Python."""
+def workflow_steps(project: Path) -> tuple[list[tuple[str, dict[str, str]]], dict[str, str], str]:
+    """The commands of the project's workflow with their own variables, those of all, and its version of Python."""
     job = yaml.safe_load((project / ".github/workflows/ci.yml").read_text())["jobs"]["test"]
     [version] = [step["with"]["python-version"] for step in job["steps"] if "python-version" in step.get("with", {})]
-    return [step["run"] for step in job["steps"] if "run" in step], job["env"], version
+    return [(step["run"], step.get("env", {})) for step in job["steps"] if "run" in step], job["env"], version
 
 
 def installed_versions(project: Path, python: Path) -> set[str]:
@@ -298,14 +298,14 @@ def versions_tested(project: Path) -> set[str]:
     return set(re.findall(r"^[\w-]+==[^\s;]+", (project / "tested-versions.txt").read_text(), re.MULTILINE))
 
 
-def run_workflow(project: Path, commands: list[str], version: str, **variables: str) -> str:
+def run_workflow(project: Path, commands: list[tuple[str, dict[str, str]]], version: str, **variables: str) -> str:
     """Run the commands one by one, as GitHub does, with the Python that its set-up step provides; return the output."""
     provided = project.parent / "provided"
     run(project, interpreter(version), "-m", "venv", provided)
     path = f"{provided}/bin:{Path(needed('uv')).parent}:{environment()['PATH']}"
     variables |= {"CI": "true", "PATH": path, "UV_PYTHON": interpreter(version)}
     shell = (needed("bash"), "--noprofile", "--norc", "-eo", "pipefail", "-c")
-    return "".join(run(project, *shell, command, seconds=1800, **variables) for command in commands)
+    return "".join(run(project, *shell, command, seconds=1800, **variables | own) for command, own in commands)
 
 
 # What Enter alone gives, all that there is, and what is left without Celery; each with the folders of its own tests.

@@ -576,7 +576,8 @@ def test_production_starts_with_what_it_asks_for_and_a_web_server_refuses_withou
 
 
 def test_production_settings_pass_the_deployment_checks(manage):
-    assert "no issues" in manage("check", "--deploy", "--fail-level", "WARNING", **PRODUCTION)
+    mail = {"DEFAULT_FROM_EMAIL": "hello@example.com", "EMAIL_URL": "smtp://127.0.0.1"}
+    assert "no issues" in manage("check", "--deploy", "--fail-level", "WARNING", **PRODUCTION | mail)
 
 
 def test_without_its_dependencies_it_says_in_one_sentence_how_to_install_them(on):
