@@ -140,7 +140,7 @@ class Scene:
 
     def sent(self) -> Counter[str]:
         """How often each task has come to the broker, by name."""
-        command = [needed("redis-cli"), "-u", self.broker, "--raw", "LRANGE", "celery", "0", "-1"]
+        command = [needed("redis-cli"), "-u", self.broker, "--raw", "LRANGE", "celery\x06\x163", "0", "-1"]
         messages = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True).stdout
         # An empty line stands for an empty queue.
         return Counter(json.loads(each)["headers"]["periodic_task_name"] for each in messages.split("\n") if each)

@@ -145,7 +145,7 @@ def at_work(
             "DATABASE_URL": database or "",
             "DEBUG": "1",
             "STRIPE_API_URL": stripe.url,
-            "STRIPE_SECRET_KEY": "sk_1",
+            "STRIPE_SECRET_KEY": "sk_test_1",
         }
         run(project, programs / "python", "manage.py", "migrate", **variables)
         stripe.subscribe(1)
@@ -256,7 +256,7 @@ def site(template_repo: Path, tmp_path: Path) -> Iterator[tuple[str, Any, Any]]:
     project, programs = installed(template_repo, tmp_path, "3.13", subscriptions="standard", use_celery=False)
     manage = (programs / "python", "manage.py")
     with load_module("tests/subscriptions/fake_stripe.py").FakeStripe() as stripe:
-        keys = {"STRIPE_API_URL": stripe.url, "STRIPE_SECRET_KEY": "sk_1", "STRIPE_WEBHOOK_SECRET": "whsec_1"}
+        keys = {"STRIPE_API_URL": stripe.url, "STRIPE_SECRET_KEY": "sk_test_1", "STRIPE_WEBHOOK_SECRET": "whsec_1"}
         variables = {"DEBUG": "1", **keys}
         run(project, *manage, "migrate", **variables)
         run(project, *manage, "shell", "-c", ADD_USERS, **variables)
