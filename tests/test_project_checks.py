@@ -429,7 +429,7 @@ def test_every_import_has_a_direct_dependency(distributions, distinct):
         optional = list(chain(*project["project"]["optional-dependencies"].values()))
         places = [(path, within) for path in files if path.endswith(".py") for within in (False, True)]
         for path, within in places:
-            only_development = path.startswith("tests/") or path.endswith("/dev.py")
+            only_development = path.startswith("tests/") or path.endswith(("conftest.py", "/dev.py"))
             asked_for = names_of(always + development * only_development + optional * within)
             for module in imports(files[path], within) - {"acme", "apps", "tests"}:
                 offered = {*map(canonical, [*distributions.get(module, []), VOUCHED_FOR.get(module, module)])}
