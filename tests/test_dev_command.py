@@ -260,7 +260,7 @@ def test_a_kill_leaves_only_what_waits_in_the_queue_and_sigterm_waits_for_the_ta
         assert not left_in(acme)
     with dev(acme) as terminal:
         port = broker_port(terminal)
-        assert wait_until(lambda: ask(port, "LLEN later") == ":1"), terminal.text
+        assert wait_until(lambda: ask(port, "LLEN later\x06\x163") == ":1"), terminal.text
         terminal.shows(READY)
         task = begun(acme, "terminated")
         assert wait_until(lambda: signs_of_life(acme) == {"beat", "worker"})
